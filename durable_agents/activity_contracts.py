@@ -1,0 +1,101 @@
+"""What may a workflow ask of the outside world?
+
+Typed stubs, one page: workflows call these, workers register implementations of the same names (`activities/`). Nothing here
+does I/O, so importing a workflow never loads a provider SDK or a database driver.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from temporalio import activity
+
+from durable_agents.domain.agents import Admitted
+from durable_agents.domain.failures import Failure
+from durable_agents.domain.identifiers import ApprovalId, RunId, TenantId
+from durable_agents.domain.model_calls import ModelCallRequest, ModelOutcome
+from durable_agents.domain.runs import RunRequest, RunResult
+from durable_agents.domain.tool_calls import ToolCallRequest, ToolOutcome
+
+
+class AdmissionRequest(BaseModel):
+    """Input of `admit_run`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    request: RunRequest
+    first_execution: str
+    """Temporal's id of the run's first execution: it tells this run from an older one under the same key."""
+
+
+class Admission(BaseModel):
+    """The run is bound to an agent version and written down."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["admitted"] = "admitted"
+    terms: Admitted
+
+
+class Refusal(BaseModel):
+    """The run cannot begin; nothing was written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["refused"] = "refused"
+    failure: Failure
+
+
+AdmissionOutcome = Annotated[Admission | Refusal, Field(discriminator="kind")]
+
+
+class ArrivalQuestion(BaseModel):
+    """Input of `find_arrival`: did a decision on this approval reach the server before the deadline?"""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    run_id: RunId
+    execution: str
+    """Temporal's id of the execution whose history is searched."""
+    approval_id: ApprovalId
+    deadline: AwareDatetime
+
+
+class Arrival(BaseModel):
+    """When the first decision on an approval reached the server, by the server's clock; None: none before the deadline."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    at: AwareDatetime | None
+
+
+class Ending(BaseModel):
+    """Input of `finish_run`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    tenant: TenantId
+    result: RunResult
+
+
+@activity.defn
+async def admit_run(request: AdmissionRequest) -> AdmissionOutcome:
+    """Bind the run to the current agent version, price list and policy, and write its first rows."""
+    raise NotImplementedError
+
+
+@activity.defn
+async def call_model(request: ModelCallRequest) -> ModelOutcome:
+    """Make one logical model call: journalled before and after, never paid twice once recorded."""
+    raise NotImplementedError
+
+
+@activity.defn
+async def run_tool(request: ToolCallRequest) -> ToolOutcome:
+    """Decide on, and make, one tool call: policy, consent, dispatch row, effect, outcome."""
+    raise NotImplementedError
+
+
+@activity.defn
+async def find_arrival(question: ArrivalQuestion) -> Arrival:
+    """Look up by the server's clock when a decision arrived that no worker was there to see."""
+    raise NotImplementedError
+
+
+@activity.defn
+async def finish_run(ending: Ending) -> None:
+    """Write down how the run ended and close its audit."""
+    raise NotImplementedError

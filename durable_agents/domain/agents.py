@@ -1,0 +1,127 @@
+"""What is an agent: which folder makes one, and what of it is pinned when a run is admitted?"""
+
+from datetime import timedelta
+from decimal import Decimal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+
+from durable_agents.domain.approvals import Ladder, Rung
+from durable_agents.domain.budgets import Budget
+from durable_agents.domain.durations import Duration
+from durable_agents.domain.effects import Effect
+from durable_agents.domain.identifiers import Digest, Name
+from durable_agents.domain.model_calls import PinnedModel, Provider
+from durable_agents.domain.permissions import Policy
+from durable_agents.domain.prices import Price, PriceTier, Rates, usd_to_micros
+from durable_agents.domain.tools import ToolSpec
+
+OUTCOME_LADDER = "outcome_unknown"
+"""The policy's ladder for effects whose outcome nobody knows; without it anybody is asked for a day."""
+DEFAULT_OUTCOME_LADDER = Ladder(rungs=(Rung(within=timedelta(days=1)),))
+
+
+class StatedPrice(BaseModel):
+    """A price stated in `agent.yaml`: dollars per million tokens, for models the price list does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    input: Decimal = Field(ge=0, le=10_000)
+    output: Decimal = Field(ge=0, le=10_000)
+    cached_input: Decimal | None = Field(default=None, ge=0, le=10_000)
+    cache_write: Decimal | None = Field(default=None, ge=0, le=10_000)
+
+    def price(self) -> Price:
+        """As integer micro-dollars."""
+        rates = Rates(
+            input=usd_to_micros(self.input),
+            output=usd_to_micros(self.output),
+            cached_input=usd_to_micros(self.input if self.cached_input is None else self.cached_input),
+            cache_write=usd_to_micros(self.input if self.cache_write is None else self.cache_write),
+        )
+        return Price(tiers=(PriceTier(above_input_tokens=0, rates=rates),), source="agent.yaml")
+
+
+class ModelEntry(BaseModel):
+    """One model of the chain in `agent.yaml`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    provider: Provider
+    model: str = Field(min_length=1, max_length=120)
+    max_tokens: int = Field(default=4096, gt=0, le=128_000)
+    timeout: Duration = Field(default=timedelta(seconds=120), gt=timedelta(0), le=timedelta(minutes=30))
+    price: StatedPrice | None = None
+
+
+class EnvironmentValue(BaseModel):
+    """A setting that comes from the worker's environment: a secret, an address."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    env: str = Field(pattern=r"^[A-Z][A-Z0-9_]*$")
+    default: str | None = None
+
+
+class AgentDefinition(BaseModel):
+    """An agent's `agent.yaml`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: Name
+    description: str = Field(min_length=1, max_length=500)
+    prompt: str = Field(default="prompt.md", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """A file in the agent's folder."""
+    models: tuple[ModelEntry, ...] = Field(min_length=1, max_length=8)
+    """Tried in order; the first is the one that is meant."""
+    tools: tuple[str, ...] = ()
+    budget: Budget = Budget()
+    input: dict[str, JsonValue] | None = None
+    """JSON schema of the run's input; absent: any object."""
+    output: dict[str, JsonValue] | None = None
+    """JSON schema of the run's output; absent: free text."""
+    settings: dict[str, str | EnvironmentValue] = Field(default_factory=dict)
+
+    @field_validator("tools")
+    @classmethod
+    def _each_once(cls, tools: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(tools)) != len(tools):
+            raise ValueError("a tool is listed twice")
+        return tools
+
+
+class PinnedAgent(BaseModel):
+    """An agent version: all that decides how its runs go. Its digest is the version."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    definition: AgentDefinition
+    prompt: str
+    policy: Policy
+    policy_digest: Digest
+    tools: tuple[ToolSpec, ...]
+    """The tools the policy can ever allow, in the order of `agent.yaml`."""
+
+    def tool(self, name: str) -> ToolSpec | None:
+        """The pinned tool of this name."""
+        return next((spec for spec in self.tools if spec.name == name), None)
+
+    def outcome_ladder(self) -> Ladder:
+        """Who is asked when nobody knows whether an effect happened."""
+        return self.policy.ladders.get(OUTCOME_LADDER, DEFAULT_OUTCOME_LADDER)
+
+
+class ToolPlan(BaseModel):
+    """What the workflow must know of a tool to schedule it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    effect: Effect
+    timeout: timedelta
+
+
+class Admitted(BaseModel):
+    """What a run is bound to from its admission on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    agent: str
+    version: Digest
+    policy_digest: Digest
+    models: tuple[PinnedModel, ...]
+    tools: dict[str, ToolPlan]
+    budget: Budget
+    opening_bytes: int
+    """Size of prompt, tool schemas and input: what every call of this run sends."""

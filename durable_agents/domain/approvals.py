@@ -1,0 +1,198 @@
+"""What may a human decide, until when, who may, and does a decision that arrives count?
+
+The first valid decision wins, duplicates are inert, late ones are refused, the deadline is the workflow's time, the default
+is no. An approval's digest binds it to one tool, one set of canonical arguments, one run, one policy.
+"""
+
+import unicodedata
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
+
+from durable_agents.domain.canonical import digest
+from durable_agents.domain.durations import Duration
+from durable_agents.domain.identifiers import ApprovalId, CallPath, Digest, RunId, UserId
+
+ANYBODY = "*"
+MAX_MESSAGE_BYTES = 16 * 1024
+"""A decision is a few hundred bytes; anything larger is not one."""
+
+
+class Rung(BaseModel):
+    """Who is asked, and for how long, before the next rung is asked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    approvers: tuple[str, ...] = (ANYBODY,)
+    """User ids; `*` is anybody but the requester."""
+    within: Duration = Field(gt=timedelta(0), le=timedelta(days=3660))
+
+
+class Ladder(BaseModel):
+    """Who is asked, in order, and what follows when nobody answers or somebody says no."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    rungs: tuple[Rung, ...] = Field(min_length=1, max_length=10)
+    on_denial: Literal["tell_model", "end"] = "tell_model"
+    on_expiry: Literal["deny", "end"] = "deny"
+
+
+class ApprovalKind(StrEnum):
+    """What a human is asked for."""
+
+    TOOL_CALL = "tool_call"  # may the call be made?
+    OUTCOME = "outcome"  # an effect's outcome is unknown: did it happen?
+
+
+class Approval(BaseModel):
+    """An open request to a human."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    id: ApprovalId
+    kind: ApprovalKind
+    path: CallPath
+    tool: str
+    title: str
+    facts: dict[str, str]
+    """The canonical arguments, each value inert and truncated with a mark."""
+    model_says: str = ""
+    """The model's own words, untrusted: inert, and to be shown as untrusted."""
+    digest: Digest
+    policy_digest: Digest
+    requester: UserId
+    ladder: Ladder
+    rung: int = 0
+    requested_at: AwareDatetime
+    deadline: AwareDatetime
+    """The end of the current rung, absolute, in workflow time."""
+
+    @property
+    def approvers(self) -> tuple[str, ...]:
+        """Who may decide now."""
+        return self.ladder.rungs[self.rung].approvers
+
+
+class ApprovalDecision(BaseModel):
+    """The payload of `submit_approval` and `decide_approval`. `digest` may be left out; if present it must be the request's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    approval_id: ApprovalId = Field(min_length=1, max_length=100)
+    decision: Literal["approve", "deny"]
+    by: UserId = Field(min_length=1, max_length=120)
+    reason: str = Field(default="", max_length=2000)
+    digest: Digest | None = Field(default=None, max_length=64)
+
+
+class Consent(BaseModel):
+    """A decision that counted: what the executor checks again and records beside the effect."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    approval_id: ApprovalId
+    kind: ApprovalKind
+    approved: bool
+    by: UserId
+    reason: str
+    digest: Digest
+    decided_at: AwareDatetime
+    expired: bool = False
+    """Nobody decided in time: `approved` is False and `by` names the deadline."""
+
+
+class Standing(StrEnum):
+    """Does a decision count?"""
+
+    COUNTS = "counts"
+    LATE = "late"
+    REFUSED = "refused"
+
+
+class Judgement(BaseModel):
+    """Whether a decision counts, and why not."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    standing: Standing
+    reason: str = ""
+
+
+def approval_digest(
+    *, run: RunId, path: CallPath, kind: ApprovalKind, tool: str, arguments: dict[str, JsonValue], policy_digest: Digest
+) -> Digest:
+    """What an approval is bound to. Change one argument, the tool, the policy or the run, and the digest is another."""
+    return digest(
+        {
+            "domain": "durable-agents/approval/1",
+            "run": run,
+            "path": path,
+            "kind": kind.value,
+            "tool": tool,
+            "arguments": dict(arguments),
+            "policy": policy_digest,
+        }
+    )
+
+
+def approval_id(bound_to: Digest) -> ApprovalId:
+    """The id of the approval with this digest: altered arguments make another id."""
+    return ApprovalId(f"ap-{bound_to[:16]}")
+
+
+def judge(approval: Approval, decision: ApprovalDecision, now: datetime) -> Judgement:
+    """Does this decision count for this open approval at workflow time `now`?"""
+    if decision.digest is not None and decision.digest != approval.digest:
+        return Judgement(standing=Standing.REFUSED, reason="it is bound to other arguments than the ones waiting")
+    if same_person(decision.by, approval.requester):
+        return Judgement(standing=Standing.REFUSED, reason="who asked for the run cannot approve it")
+    allowed = approval.approvers
+    if ANYBODY not in allowed and not any(same_person(decision.by, person) for person in allowed):
+        return Judgement(standing=Standing.REFUSED, reason=f"{decision.by} is not among the approvers asked now")
+    if now >= approval.deadline:
+        return Judgement(standing=Standing.LATE, reason=f"the deadline was {approval.deadline.isoformat(timespec='seconds')}")
+    return Judgement(standing=Standing.COUNTS)
+
+
+def escalated(approval: Approval, now: datetime) -> Approval | None:
+    """The approval on its next rung, asked from `now` on; None when there is no further rung."""
+    following = approval.rung + 1
+    if following >= len(approval.ladder.rungs):
+        return None
+    deadline = now + approval.ladder.rungs[following].within
+    return approval.model_copy(update={"rung": following, "deadline": deadline})
+
+
+def consent(approval: Approval, decision: ApprovalDecision, decided_at: datetime) -> Consent:
+    """The decision as the executor gets it."""
+    return Consent(
+        approval_id=approval.id,
+        kind=approval.kind,
+        approved=decision.decision == "approve",
+        by=decision.by,
+        reason=decision.reason,
+        digest=approval.digest,
+        decided_at=decided_at,
+    )
+
+
+def expiry(approval: Approval, now: datetime) -> Consent:
+    """What follows when nobody decided in time: no."""
+    return Consent(
+        approval_id=approval.id,
+        kind=approval.kind,
+        approved=False,
+        by=UserId("deadline"),
+        reason=f"nobody decided before {approval.deadline.isoformat(timespec='seconds')}",
+        digest=approval.digest,
+        decided_at=now,
+        expired=True,
+    )
+
+
+def same_person(one: str, other: str) -> bool:
+    """Are these the same user id, whatever the case, the Unicode spelling, or a `+tag` before the @?"""
+    return _identity(one) == _identity(other)
+
+
+def _identity(name: str) -> str:
+    folded = unicodedata.normalize("NFKC", name).casefold().strip()
+    local, at, host = folded.partition("@")
+    return f"{local.partition('+')[0]}@{host}" if at else folded

@@ -1,0 +1,233 @@
+"""What does a run remember, and how does each thing that happens change it?
+
+One frozen model and pure transitions; only the `AgentRun` workflow assigns the result. It holds ids and numbers, never the
+conversation, so that it is carried whole when a run continues as new.
+"""
+
+from datetime import datetime, timedelta
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from durable_agents.domain.agents import Admitted
+from durable_agents.domain.approvals import Approval, ApprovalDecision, Consent, Judgement, Standing, consent, judge
+from durable_agents.domain.budgets import Budget, Elapsed, Spend
+from durable_agents.domain.identifiers import ApprovalId
+from durable_agents.domain.model_calls import ContextSize, ModelAnswer, ModelFailure, RequestedCall
+from durable_agents.domain.runs import CancelRequest, RejectedMessage, RunResult, TimelineEntry
+from durable_agents.domain.tool_calls import ToolSettled
+
+TIMELINE_KEPT = 200
+REJECTED_KEPT = 20
+SETTLED_KEPT = 200
+
+
+class WorkClock(BaseModel):
+    """Measures how long a run waited for humans: the time in which every unfinished call was waiting for one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    unfinished: int = 0
+    waiting: int = 0
+    since: AwareDatetime | None = None
+    waited: timedelta = timedelta(0)
+
+    def changed(self, now: datetime, *, unfinished: int = 0, waiting: int = 0) -> "WorkClock":
+        """With so many more (or fewer) unfinished and waiting calls from `now` on."""
+        waited = self.waited_until(now)
+        calls, idle = self.unfinished + unfinished, self.waiting + waiting
+        standing_still = idle > 0 and idle >= calls
+        return WorkClock(unfinished=calls, waiting=idle, since=now if standing_still else None, waited=waited)
+
+    def waited_until(self, now: datetime) -> timedelta:
+        """The whole waiting time up to `now`."""
+        return self.waited + (now - self.since if self.since is not None else timedelta(0))
+
+
+class RunState(BaseModel):
+    """Everything an `AgentRun` remembers between two steps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    started_at: AwareDatetime
+    admitted: Admitted | None = None
+    budget: Budget = Budget()
+    spend: Spend = Spend()
+    clock: WorkClock = WorkClock()
+    context: ContextSize = ContextSize()
+    model: int = 0
+    turn: int = 0
+    repairs: int = 0
+    correction: str = ""
+    calls: tuple[RequestedCall, ...] = ()
+    """The tool calls of this turn while they are being dealt with."""
+    approvals: tuple[Approval, ...] = ()
+    decided: dict[ApprovalId, Consent] = {}
+    disputed: dict[ApprovalId, ApprovalDecision] = {}
+    """Decisions seen after the deadline that may have arrived before it (no worker was there to see them)."""
+    settled: tuple[ApprovalId, ...] = ()
+    rejected: tuple[RejectedMessage, ...] = ()
+    rejected_count: int = 0
+    messages_received: int = 0
+    """Signals and updates of this execution; the server takes 10,000 signals and 2,000 updates of one."""
+    timeline: tuple[TimelineEntry, ...] = ()
+    last_text: str = ""
+    doing: str = "being admitted"
+    cancel: CancelRequest | None = None
+    result: RunResult | None = None
+
+    def approval(self, wanted: ApprovalId) -> Approval | None:
+        """The open approval of this id."""
+        return next((approval for approval in self.approvals if approval.id == wanted), None)
+
+    def elapsed(self, now: datetime) -> Elapsed:
+        """Time since the start, with and without waiting for humans."""
+        wall = now - self.started_at
+        return Elapsed(wall=wall, working=wall - self.clock.waited_until(now))
+
+
+def noted(state: RunState, now: datetime, what: str) -> RunState:
+    """With one more line in the timeline; the oldest go first."""
+    lines = (*state.timeline, TimelineEntry(at=now, what=what))[-TIMELINE_KEPT:]
+    return state.model_copy(update={"timeline": lines, "doing": what})
+
+
+def admitted(state: RunState, now: datetime, terms: Admitted) -> RunState:
+    """Bound to an agent version, with its budget, from `now` on."""
+    changed = state.model_copy(
+        update={"admitted": terms, "budget": terms.budget, "context": ContextSize().plus(terms.opening_bytes)}
+    )
+    return noted(changed, now, f"admitted as {terms.agent} version {terms.version[:12]}")
+
+
+def answered(state: RunState, now: datetime, answer: ModelAnswer) -> RunState:
+    """A model answered: the answer is a turn of the conversation, and money is spent."""
+    counted = answer.usage.input_tokens + answer.usage.output_tokens
+    changed = state.model_copy(
+        update={
+            "turn": state.turn + 1,
+            "correction": "",
+            "calls": answer.calls,
+            "last_text": answer.text or state.last_text,
+            "context": state.context.plus(answer.message_bytes).counted(state.model, counted),
+            "spend": _with_model_call(state.spend, answer).plus(turns=1),
+        }
+    )
+    asked = ", ".join(call.tool for call in answer.calls)
+    return noted(changed, now, f"turn {changed.turn}: {answer.model} " + (f"asks for {asked}" if asked else "answers"))
+
+
+def model_failed(state: RunState, now: datetime, outcome: ModelFailure) -> RunState:
+    """No answer came of a model call; what it cost, or may have cost, counts all the same."""
+    changed = state.model_copy(update={"spend": _with_model_call(state.spend, outcome)})
+    return noted(changed, now, f"model call failed: {outcome.failure.kind}")
+
+
+def repairing(state: RunState, correction: str) -> RunState:
+    """The model will be told about its own failure with the next call."""
+    context = state.context.plus(len(correction.encode()))
+    return state.model_copy(update={"correction": correction, "repairs": state.repairs + 1, "context": context})
+
+
+def next_model(state: RunState, now: datetime) -> RunState:
+    """The next model of the chain takes over."""
+    changed = state.model_copy(update={"model": state.model + 1, "repairs": 0, "correction": ""})
+    return noted(changed, now, f"falling back to model {changed.model + 1} of the chain")
+
+
+def tool_settled(state: RunState, now: datetime, tool: str, outcome: ToolSettled) -> RunState:
+    """A tool call is over and its result is part of the conversation."""
+    changed = state.model_copy(
+        update={"context": state.context.plus(outcome.message_bytes), "spend": state.spend.plus(tool_calls=1)}
+    )
+    return noted(changed, now, f"{tool}: {outcome.result}" + (f" ({outcome.rule})" if outcome.rule else ""))
+
+
+def turn_over(state: RunState) -> RunState:
+    """Every call of the turn is settled; a good turn makes up for earlier repairs."""
+    return state.model_copy(update={"calls": (), "repairs": 0})
+
+
+def asked(state: RunState, now: datetime, approval: Approval) -> RunState:
+    """A human is asked; an approval that is already open (the run continued as new) stays as it is."""
+    if state.approval(approval.id) is not None:
+        return state
+    changed = state.model_copy(update={"approvals": (*state.approvals, approval)})
+    return noted(changed, now, f"asks {', '.join(approval.approvers)}: {approval.title}")
+
+
+def escalated(state: RunState, now: datetime, approval: Approval) -> RunState:
+    """The approval moved to its next rung."""
+    others = tuple(approval if one.id == approval.id else one for one in state.approvals)
+    changed = state.model_copy(update={"approvals": others})
+    return noted(changed, now, f"nobody decided; asks {', '.join(approval.approvers)}: {approval.title}")
+
+
+def closed(state: RunState, now: datetime, decision: Consent) -> RunState:
+    """An approval has its one outcome."""
+    decided = {key: value for key, value in state.decided.items() if key != decision.approval_id}
+    disputed = {key: value for key, value in state.disputed.items() if key != decision.approval_id}
+    changed = state.model_copy(
+        update={
+            "approvals": tuple(one for one in state.approvals if one.id != decision.approval_id),
+            "decided": decided,
+            "disputed": disputed,
+            "settled": (*state.settled, decision.approval_id)[-SETTLED_KEPT:],
+        }
+    )
+    outcome = "expired" if decision.expired else "approved" if decision.approved else "denied"
+    return noted(changed, now, f"{outcome} by {decision.by}" + (f": {decision.reason}" if decision.reason else ""))
+
+
+def judged(state: RunState, now: datetime, decision: ApprovalDecision) -> Judgement:
+    """Does a decision that just arrived count, given everything the run remembers?"""
+    approval = state.approval(decision.approval_id)
+    if decision.approval_id in state.decided or decision.approval_id in state.settled:
+        return Judgement(standing=Standing.REFUSED, reason="it is settled already, the first valid decision won")
+    if approval is None:
+        return Judgement(standing=Standing.REFUSED, reason="no approval of that id is waiting here")
+    return judge(approval, decision, now)
+
+
+def received(state: RunState, now: datetime, message: str, decision: ApprovalDecision) -> RunState:
+    """A decision arrived: it counts, is kept for arbitration, or is kept among the rejected."""
+    judgement = judged(state, now, decision)
+    approval = state.approval(decision.approval_id)
+    if approval is not None and judgement.standing is Standing.COUNTS:
+        return state.model_copy(update={"decided": {**state.decided, decision.approval_id: consent(approval, decision, now)}})
+    if approval is not None and judgement.standing is Standing.LATE and decision.approval_id not in state.disputed:
+        return state.model_copy(update={"disputed": {**state.disputed, decision.approval_id: decision}})
+    excerpt = f"{decision.decision} {decision.approval_id} by {decision.by}"
+    return rejected(state, now, message, judgement.reason, excerpt)
+
+
+def rejected(state: RunState, now: datetime, message: str, reason: str, excerpt: str) -> RunState:
+    """A message did not count; the newest are kept where its sender can see them."""
+    entry = RejectedMessage(at=now, message=message, reason=reason, excerpt=excerpt)
+    kept = (*state.rejected, entry)[-REJECTED_KEPT:]
+    return state.model_copy(update={"rejected": kept, "rejected_count": state.rejected_count + 1})
+
+
+def counted_message(state: RunState) -> RunState:
+    """One more signal or update has come in."""
+    return state.model_copy(update={"messages_received": state.messages_received + 1})
+
+
+def carried(state: RunState) -> RunState:
+    """What the next execution of this run begins with."""
+    return state.model_copy(update={"messages_received": 0, "timeline": state.timeline[-50:], "clock": _standing(state.clock)})
+
+
+def _standing(clock: WorkClock) -> WorkClock:
+    """The clock as the next execution finds it: no call is in flight there yet, but a wait goes on."""
+    return clock.model_copy(update={"unfinished": 0, "waiting": 0})
+
+
+def _with_model_call(spend: Spend, outcome: ModelAnswer | ModelFailure) -> Spend:
+    usage = outcome.usage
+    return spend.plus(
+        model_calls=1,
+        cost_micros=outcome.cost_micros,
+        unknown_micros=outcome.unknown_micros,
+        overrun_micros=outcome.overrun_micros,
+        input_tokens=usage.input_tokens if usage else 0,
+        cached_input_tokens=usage.cached_input_tokens if usage else 0,
+        output_tokens=usage.output_tokens if usage else 0,
+    )
