@@ -1,0 +1,300 @@
+"""How does a program start runs, watch them, decide for a human, and cancel?"""
+
+import asyncio
+import getpass
+import uuid
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Literal, TypeVar
+
+from pydantic import JsonValue, ValidationError
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle, WorkflowQueryFailedError, WorkflowUpdateFailedError
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.envconfig import ClientConfig
+from temporalio.exceptions import ApplicationError, TerminatedError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from durable_agents.data_converter import DATA_CONVERTER
+from durable_agents.domain.approvals import Approval, ApprovalDecision
+from durable_agents.domain.budgets import Budget
+from durable_agents.domain.canonical import inert
+from durable_agents.domain.failures import Failure, FailureKind
+from durable_agents.domain.identifiers import ApprovalId, RunId, UserId
+from durable_agents.domain.runs import (
+    BudgetRaise,
+    BudgetView,
+    CancelRequest,
+    RunRequest,
+    RunResult,
+    RunStatus,
+    RunView,
+    TimelineEntry,
+)
+from durable_agents.domain.tools import describe_errors
+from durable_agents.search_attributes import at_start
+from durable_agents.settings import TASK_QUEUE
+
+WORKFLOW = "AgentRun"
+"""The workflow type of a run; named, not imported, so that a caller needs the kernel alone."""
+REQUEST_DIGEST = "request_digest"
+CONNECT_TIMEOUT = timedelta(seconds=5)
+CALL_TIMEOUT = timedelta(seconds=5)
+T = TypeVar("T")
+
+
+class AgentError(Exception):
+    """Something a caller can put right. `str()` is one line: cause and remedy."""
+
+
+class NotReachable(AgentError):  # noqa: N818 - a state of the world
+    """There is no Temporal server where we looked."""
+
+
+class NoWorker(AgentError):  # noqa: N818 - a state of the world
+    """The server is there, but no worker answers for the run."""
+
+
+class NotFound(AgentError):  # noqa: N818 - a state of the world
+    """There is no such run."""
+
+
+class KeyReused(AgentError):  # noqa: N818 - a state of the world
+    """The idempotency key belongs to another request."""
+
+
+class InvalidRequest(AgentError):  # noqa: N818 - a state of the world
+    """The request, or a message to a run, was refused."""
+
+
+class AgentClient:
+    """Starts runs and finds them again. Make one with `connect` and keep it; it may be used concurrently."""
+
+    def __init__(self, temporal: Client, *, task_queue: str = TASK_QUEUE, identity: str | None = None) -> None:
+        self.temporal = temporal
+        self._task_queue = task_queue
+        self.identity = UserId(identity or getpass.getuser())
+
+    @classmethod
+    async def connect(
+        cls, address: str | None = None, *, task_queue: str = TASK_QUEUE, identity: str | None = None
+    ) -> "AgentClient":
+        """Connect by `address`, else by the `TEMPORAL_*` environment or profile, else to localhost:7233.
+
+        Raises:
+            NotReachable: nothing answers there within 5 s.
+        """
+        config = ClientConfig.load_client_connect_config()
+        target = address or config.get("target_host") or "localhost:7233"
+        config["target_host"] = target
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT.total_seconds()):
+                temporal = await Client.connect(**config, data_converter=DATA_CONVERTER)
+        except (RuntimeError, TimeoutError, RPCError) as error:
+            hint = "start one with `python -m starter dev`, or set TEMPORAL_ADDRESS"
+            raise NotReachable(f"no Temporal server answers at {target}: {hint} ({_first_line(error)})") from error
+        return cls(temporal, task_queue=task_queue, identity=identity)
+
+    async def start(self, request: RunRequest) -> "RunHandle":
+        """Start a run, or find the one this key started before.
+
+        Raises:
+            KeyReused: the key was used for a different request.
+            InvalidRequest: the server refused the start.
+            NotReachable: the server is gone.
+        """
+        fingerprint = request.digest()
+        try:
+            await self.temporal.start_workflow(
+                WORKFLOW,
+                request,
+                id=request.run_id,
+                task_queue=self._task_queue,
+                id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                memo={REQUEST_DIGEST: fingerprint},
+                search_attributes=at_start(request.agent, request.tenant, RunStatus.STARTING),
+                static_summary=inert(f"{request.agent} for {request.user} ({request.tenant})", 180),
+                static_details=_details(request),
+                result_type=RunResult,
+                rpc_timeout=CALL_TIMEOUT,
+            )
+        except WorkflowAlreadyStartedError:
+            await self._require_same_request(request.run_id, fingerprint)
+        except RPCError as error:
+            raise _server_error(error, request.run_id) from error
+        return self.get(request.run_id)
+
+    async def start_new(
+        self,
+        agent: str,
+        input: Mapping[str, JsonValue],  # noqa: A002 - the field's name
+        *,
+        tenant: str = "default",
+        user: str | None = None,
+        idempotency_key: str | None = None,
+        budget: Budget | None = None,
+    ) -> "RunHandle":
+        """`start` from plain values; without a key a random one is made.
+
+        Raises:
+            InvalidRequest: a value is not allowed; one line says which and why.
+        """
+        try:
+            request = RunRequest(
+                agent=agent,
+                input=dict(input),
+                tenant=tenant,
+                user=user or self.identity,
+                idempotency_key=idempotency_key or uuid.uuid4().hex,
+                budget=budget,
+            )
+        except ValidationError as error:
+            raise InvalidRequest(describe_errors(error)) from None
+        return await self.start(request)
+
+    def get(self, run: RunId | str) -> "RunHandle":
+        """The handle of a run by its id. Nothing is asked of the server yet."""
+        return RunHandle(self, self.temporal.get_workflow_handle(run, result_type=RunResult))
+
+    async def _require_same_request(self, run: RunId, fingerprint: str) -> None:
+        description = await self.temporal.get_workflow_handle(run).describe(rpc_timeout=CALL_TIMEOUT)
+        started_with = (await description.memo()).get(REQUEST_DIGEST)
+        if started_with != fingerprint:
+            raise KeyReused(
+                f"{run} was already started with a different request; use another idempotency key, or the same request again"
+            )
+
+
+class RunHandle:
+    """One run: watch it, decide for it, cancel it, get its result."""
+
+    def __init__(self, client: AgentClient, workflow: WorkflowHandle[object, RunResult]) -> None:
+        self._client = client
+        self._workflow = workflow
+        self.id = RunId(workflow.id)
+
+    async def result(self) -> RunResult:
+        """Wait for the end. A failed run is a result too; only infrastructure failures raise.
+
+        Raises:
+            NotFound: there is no such run.
+            AgentError: the run was terminated from outside, without a result.
+        """
+        try:
+            return await self._workflow.result()
+        except WorkflowFailureError as error:
+            return _result_of_failure(self.id, error)
+        except RPCError as error:
+            raise _server_error(error, self.id) from error
+
+    async def status(self) -> RunView:
+        """Where the run stands. Needs a worker, also for runs that ended."""
+        return await self._query("status", RunView)
+
+    async def pending_approvals(self) -> tuple[Approval, ...]:
+        """What the run waits for humans for."""
+        return tuple(await self._query("pending_approvals", list[Approval]))
+
+    async def budget(self) -> BudgetView:
+        """What the run may use and what it has used."""
+        return await self._query("budget", BudgetView)
+
+    async def timeline(self) -> tuple[TimelineEntry, ...]:
+        """What happened, oldest first; the last 200 lines."""
+        return tuple(await self._query("timeline", list[TimelineEntry]))
+
+    async def approve(self, approval: ApprovalId | str, *, reason: str = "", by: str | None = None) -> None:
+        """Send an approval by signal: it is durable at once, and honoured even if no worker runs at the moment."""
+        await self._decide(approval, "approve", reason, by)
+
+    async def deny(self, approval: ApprovalId | str, *, reason: str = "", by: str | None = None) -> None:
+        """Send a denial by signal."""
+        await self._decide(approval, "deny", reason, by)
+
+    async def decide_now(self, decision: ApprovalDecision) -> None:
+        """Decide by update: answered at once, refused without a trace in history. Needs a worker.
+
+        Raises:
+            InvalidRequest: the decision does not count; the message says why.
+        """
+        try:
+            await self._workflow.execute_update("decide_approval", decision, rpc_timeout=CALL_TIMEOUT)
+        except WorkflowUpdateFailedError as error:
+            raise InvalidRequest(_first_line(error.cause)) from error
+        except RPCError as error:
+            raise _server_error(error, self.id) from error
+
+    async def cancel(self, *, reason: str = "", by: str | None = None) -> None:
+        """Ask the run to stop at the next safe point: no effect is cut in half."""
+        await self._signal("request_cancel", CancelRequest(by=UserId(by or self._client.identity), reason=reason))
+
+    async def raise_budget(self, budget: Budget, *, reason: str = "", by: str | None = None) -> BudgetView:
+        """Raise the limits that `budget` names.
+
+        Raises:
+            InvalidRequest: a limit would not be raised by this, or the run has ended.
+        """
+        raise_ = BudgetRaise(budget=budget, by=UserId(by or self._client.identity), reason=reason)
+        try:
+            view: BudgetView = await self._workflow.execute_update(
+                "raise_budget", raise_, result_type=BudgetView, rpc_timeout=CALL_TIMEOUT
+            )
+        except WorkflowUpdateFailedError as error:
+            raise InvalidRequest(_first_line(error.cause)) from error
+        except RPCError as error:
+            raise _server_error(error, self.id) from error
+        return view
+
+    async def _decide(self, approval: str, decision: Literal["approve", "deny"], reason: str, by: str | None) -> None:
+        try:
+            payload = ApprovalDecision(
+                approval_id=ApprovalId(approval), decision=decision, by=UserId(by or self._client.identity), reason=reason
+            )
+        except ValidationError as error:
+            raise InvalidRequest(describe_errors(error)) from None
+        await self._signal("submit_approval", payload)
+
+    async def _signal(self, name: str, payload: ApprovalDecision | CancelRequest) -> None:
+        try:
+            await self._workflow.signal(name, payload, rpc_timeout=CALL_TIMEOUT)
+        except RPCError as error:
+            raise _server_error(error, self.id) from error
+
+    async def _query(self, name: str, result_type: type[T]) -> T:
+        try:
+            answer: T = await self._workflow.query(name, result_type=result_type, rpc_timeout=CALL_TIMEOUT)
+        except WorkflowQueryFailedError as error:
+            raise AgentError(f"{self.id} cannot answer {name!r}: {_first_line(error)}") from error
+        except RPCError as error:
+            raise _server_error(error, self.id) from error
+        return answer
+
+
+def _details(request: RunRequest) -> str:
+    lines = [f"**Agent** `{request.agent}`", f"**Tenant** `{request.tenant}`", f"**User** `{request.user}`"]
+    facts = [f"- `{inert(name, 60)}`: `{inert(str(value), 160)}`" for name, value in list(request.input.items())[:20]]
+    return "  \n".join(lines) + "\n\n**Input** (given by the caller)\n" + "\n".join(facts)
+
+
+def _result_of_failure(run: RunId, error: WorkflowFailureError) -> RunResult:
+    cause = error.cause
+    if isinstance(cause, ApplicationError) and cause.details:
+        return RunResult.model_validate(cause.details[0])
+    if isinstance(cause, TerminatedError):
+        raise AgentError(f"{run} was terminated from outside, without a result: {_first_line(cause)}") from error
+    failure = Failure(kind=FailureKind.INTERNAL, message=_first_line(cause))
+    return RunResult(run_id=run, status=RunStatus.FAILED, failure=failure, explanation=failure.message)
+
+
+def _server_error(error: RPCError, run: RunId) -> AgentError:
+    if error.status is RPCStatusCode.NOT_FOUND:
+        return NotFound(f"there is no run {run} that this could reach: it never was, or has ended ({_first_line(error)})")
+    if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.FAILED_PRECONDITION, RPCStatusCode.CANCELLED):
+        return NoWorker(f"no worker answers for {run}: start one with `python worker.py` ({_first_line(error)})")
+    if error.status is RPCStatusCode.UNAVAILABLE:
+        return NotReachable(f"the Temporal server is gone: check TEMPORAL_ADDRESS ({_first_line(error)})")
+    return InvalidRequest(f"the Temporal server refused: {_first_line(error)}")
+
+
+def _first_line(error: BaseException | None) -> str:
+    return inert(str(error).partition("\n")[0], 300) if error is not None else "no cause given"
