@@ -30,7 +30,7 @@ from starter.embedded.roles import ensure_roles
 from starter.embedded.state import ServerLocks, prepare_state_folder
 
 READY_LIMIT = timedelta(seconds=120)  # crash recovery replays up to max_wal_size of log
-ADOPT_LIMIT = timedelta(seconds=30)  # for a left-behind server that is just starting, or dying
+ADOPT_LIMIT = timedelta(seconds=60)  # for a left-behind server that is just starting, or dying
 CONNECT_SECONDS = 3.0  # for one try; a port may accept and then say nothing
 PORT_RACES = 3  # how often a free port may be taken before our server has it
 
@@ -189,7 +189,7 @@ class EmbeddedPostgres:
         return isinstance(works_on, str) and Path(works_on) == self._data_dir
 
     async def _ensure_roles(self, passwords: Passwords, port: int) -> None:
-        connection = await asyncpg.connect(passwords.urls(port).admin, timeout=CONNECT_SECONDS)
+        connection = await asyncpg.connect(passwords.urls(port).admin)
         try:
             await ensure_roles(connection, passwords.of_roles)
         finally:

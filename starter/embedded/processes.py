@@ -7,6 +7,7 @@ signalled because of a number in a file alone: either we hold its handle, or its
 import asyncio
 import errno
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -27,16 +28,12 @@ class EmbeddedServerError(RuntimeError):
 
 
 class ServerDiedError(EmbeddedServerError):
-    """The server ended while it was being started; `last_line` is the last line of its log."""
+    """The server ended while it was being started; the message holds the telling line of its log."""
 
-    def __init__(self, name: str, last_line: str, log: Path) -> None:
-        super().__init__(f"{name} ended while starting ({last_line}): put that right and start again; the log is {log}")
-        self.last_line = last_line
-
-    @property
-    def port_was_taken(self) -> bool:
-        """Whether somebody took the port between our look at it and the server's own bind."""
-        return "address already in use" in self.last_line.lower()
+    def __init__(self, name: str, log: Path) -> None:
+        super().__init__(f"{name} ended while starting ({telling_line(log)}): put that right and start again; log: {log}")
+        # Somebody took the port between our look at it and the server's own bind.
+        self.port_was_taken = any("address already in use" in line.lower() for line in _lines(log))
 
 
 def free_ports(count: int) -> list[int]:
@@ -75,13 +72,19 @@ def first_free_port(preferred: Sequence[int | None]) -> int:
     return next(free, None) or free_ports(1)[0]
 
 
-def last_line(log: Path) -> str:
-    """Returns the last line of a server's log that says something, at most 300 characters."""
+def telling_line(log: Path) -> str:
+    """Returns the last line of a server's log that names an error, else the last one; at most 300 characters."""
+    lines = [line.strip()[:300] for line in reversed(_lines(log)) if line.strip()]
+    # PostgreSQL's last line is always that it is shut down; the one with FATAL says why.
+    errors = (line for line in lines if re.search(r"\b(FATAL|PANIC|Error):", line))
+    return next(errors, None) or next(iter(lines), "it wrote nothing")
+
+
+def _lines(log: Path) -> list[str]:
     try:
-        lines = log.read_text(errors="replace").splitlines()
+        return log.read_text(errors="replace").splitlines()
     except OSError:
-        lines = []
-    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "it wrote nothing")
+        return []
 
 
 def spawn(
@@ -120,14 +123,20 @@ async def wait_until_ready(
     """
 
     async def ready() -> bool:
-        answered = await answers()
+        asked = asyncio.ensure_future(answers())
+        try:
+            while child.poll() is None and not asked.done():  # the port may be another's, that never answers
+                await asyncio.wait({asked}, timeout=POLL_SECONDS)
+        finally:
+            asked.cancel()
         if child.poll() is not None:  # looked at last: whoever answered then was not our child
-            raise ServerDiedError(name, last_line(log), log)
-        return answered
+            raise ServerDiedError(name, log)
+        return asked.result()
 
     if not await comes_true(ready, limit):
         raise EmbeddedServerError(
-            f"{name} did not answer within {int(limit.total_seconds())} s ({last_line(log)}): look into {log}, then start again"
+            f"{name} did not answer within {int(limit.total_seconds())} s ({telling_line(log)}): "
+            f"look into {log}, then start again"
         )
 
 

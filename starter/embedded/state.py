@@ -16,7 +16,7 @@ from pathlib import Path
 
 from starter.embedded.processes import EmbeddedServerError, ended_within
 
-START_LIMIT = timedelta(seconds=150)  # longer than the longest start that could be waited for (crash recovery)
+START_LIMIT = timedelta(seconds=200)  # longer than the longest start that could be waited for (crash recovery)
 
 
 def prepare_state_folder(state_dir: Path) -> None:

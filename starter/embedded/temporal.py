@@ -35,7 +35,7 @@ from starter.embedded.temporal_identity import answers_from
 DEFAULT_PORT = 7233
 DEFAULT_UI_PORT = 8233
 READY_LIMIT = timedelta(seconds=60)
-ADOPT_LIMIT = timedelta(seconds=30)  # for a left-behind server that is just starting, or dying
+ADOPT_LIMIT = timedelta(seconds=60)  # for a left-behind server that is just starting, or dying
 PORT_RACES = 3  # how often a free port may be taken before our server has it
 
 DYNAMIC_CONFIG: Final[Mapping[str, bool | int]] = {

