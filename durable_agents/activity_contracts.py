@@ -10,8 +10,9 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from temporalio import activity
 
 from durable_agents.domain.agents import Admitted
+from durable_agents.domain.approvals import ApprovalDecision
 from durable_agents.domain.failures import Failure
-from durable_agents.domain.identifiers import ApprovalId, RunId, TenantId
+from durable_agents.domain.identifiers import RunId, TenantId
 from durable_agents.domain.model_calls import ModelCallRequest, ModelOutcome
 from durable_agents.domain.runs import RunRequest, RunResult
 from durable_agents.domain.tool_calls import ToolCallRequest, ToolOutcome
@@ -46,18 +47,18 @@ AdmissionOutcome = Annotated[Admission | Refusal, Field(discriminator="kind")]
 
 
 class ArrivalQuestion(BaseModel):
-    """Input of `find_arrival`: did a decision on this approval reach the server before the deadline?"""
+    """Input of `find_arrival`: did this decision reach the server before the deadline?"""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     run_id: RunId
     execution: str
     """Temporal's id of the execution whose history is searched."""
-    approval_id: ApprovalId
+    decision: ApprovalDecision
     deadline: AwareDatetime
 
 
 class Arrival(BaseModel):
-    """When the first decision on an approval reached the server, by the server's clock; None: none before the deadline."""
+    """When the decision reached the server, by the server's clock; None: not before the deadline."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     at: AwareDatetime | None

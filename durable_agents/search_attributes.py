@@ -3,7 +3,10 @@
 Three of the ten Keyword slots and one of the three KeywordList slots a namespace on PostgreSQL has.
 """
 
-from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
+from collections.abc import Sequence
+from typing import Any
+
+from temporalio.common import SearchAttributeKey, SearchAttributePair, SearchAttributeUpdate, TypedSearchAttributes
 
 AGENT_NAME = SearchAttributeKey.for_keyword("AgentName")
 TENANT = SearchAttributeKey.for_keyword("Tenant")
@@ -20,3 +23,13 @@ def at_start(agent: str, tenant: str, status: str) -> TypedSearchAttributes:
             SearchAttributePair(AGENT_STATUS, status),
         ]
     )
+
+
+def of_run(agent: str, tenant: str, status: str, pending: Sequence[str]) -> list[SearchAttributeUpdate[Any]]:
+    """The attributes as the run itself keeps them (their value types differ, hence Any)."""
+    return [
+        AGENT_NAME.value_set(agent),
+        TENANT.value_set(tenant),
+        AGENT_STATUS.value_set(status),
+        PENDING_APPROVALS.value_set(list(pending)),
+    ]

@@ -7,9 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from durable_agents.domain.approvals import Ladder, Rung
 from durable_agents.domain.budgets import Budget
+from durable_agents.domain.canonical import canonical_json
 from durable_agents.domain.durations import Duration
 from durable_agents.domain.effects import Effect
 from durable_agents.domain.identifiers import Digest, Name
+from durable_agents.domain.messages import Message, TextBlock
 from durable_agents.domain.model_calls import PinnedModel, Provider
 from durable_agents.domain.permissions import Policy
 from durable_agents.domain.prices import Price, PriceTier, Rates, usd_to_micros
@@ -125,3 +127,17 @@ class Admitted(BaseModel):
     budget: Budget
     opening_bytes: int
     """Size of prompt, tool schemas and input: what every call of this run sends."""
+
+
+def system_prompt(agent: PinnedAgent) -> str:
+    """What the model is told about itself, the same for every call of the version."""
+    if agent.definition.output is None:
+        return agent.prompt
+    schema = canonical_json(agent.definition.output).decode()
+    how = "When you are done, answer with one JSON value and nothing else. It must fit this JSON schema:"
+    return f"{agent.prompt}\n\n{how}\n{schema}"
+
+
+def opening(given: dict[str, JsonValue]) -> Message:
+    """The first message of a run: its input as JSON."""
+    return Message(role="user", blocks=(TextBlock(text=canonical_json(given).decode()),))

@@ -45,8 +45,8 @@ class Dispatch(BaseModel):
     state: DispatchState
     arguments_digest: Digest
     tries: int
-    attempt: int
-    """The activity attempt that owns the row; only it may settle (fencing)."""
+    fence: int
+    """Which attempt owns the row: the server's time, in microseconds, at which it was scheduled. Only it may settle."""
 
 
 class NextStep(StrEnum):
@@ -67,8 +67,8 @@ def effect_key(tenant: TenantId, run: RunId, first_execution: str, path: CallPat
     return EffectKey(hashlib.sha256(text.encode()).hexdigest())
 
 
-def next_step(effect: Effect, row: Dispatch | None, arguments_digest: Digest, attempt: int) -> NextStep:
-    """What attempt number `attempt` may do, given the row an earlier attempt left."""
+def next_step(effect: Effect, row: Dispatch | None, arguments_digest: Digest, fence: int) -> NextStep:
+    """What the attempt with this fence may do, given the row an earlier attempt left."""
     if row is None:
         return NextStep.CALL
     if row.arguments_digest != arguments_digest:
@@ -77,9 +77,14 @@ def next_step(effect: Effect, row: Dispatch | None, arguments_digest: Digest, at
         return NextStep.RETURN_RECORDED
     if row.state is DispatchState.UNKNOWN:
         return NextStep.DECLARE_UNKNOWN
-    if attempt < row.attempt:
+    if fence < row.fence:
         return NextStep.REFUSE_STALE
     return _after_unsettled(effect, row)
+
+
+def certainly_nothing_happened(before: Dispatch | None) -> bool:
+    """A try says that it did nothing: does that hold for the whole call, given the row as the try found it?"""
+    return before is None or before.state is DispatchState.NOT_SENT
 
 
 def _after_unsettled(effect: Effect, row: Dispatch) -> NextStep:
@@ -96,7 +101,7 @@ def _after_open_dispatch(effect: Effect, row: Dispatch) -> NextStep:
         case Effect.IDEMPOTENT:
             return NextStep.CALL if row.tries < MAX_TRIES else NextStep.DECLARE_UNKNOWN
         case Effect.RECONCILABLE:
-            return NextStep.RECONCILE
+            return NextStep.RECONCILE if row.tries < 2 * MAX_TRIES else NextStep.DECLARE_UNKNOWN
         case Effect.AT_MOST_ONCE:
             return NextStep.DECLARE_UNKNOWN
     assert_never(effect)

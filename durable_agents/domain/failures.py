@@ -111,6 +111,39 @@ ANSWERS: dict[FailureKind, Answer] = {
 }
 
 
+MEANINGS: dict[FailureKind, str] = {
+    FailureKind.RATE_LIMITED: "The provider asks for fewer requests or tokens a minute; nothing was processed.",
+    FailureKind.OVERLOADED: "The provider has no capacity left for anybody right now.",
+    FailureKind.PROVIDER_ERROR: "The provider, or a proxy before it, failed with a server error.",
+    FailureKind.PROVIDER_TIMEOUT: "The request was sent, and no complete answer came back (in time).",
+    FailureKind.UNREACHABLE: "No connection to the provider came about (name, network, TLS, proxy), so nothing was sent.",
+    FailureKind.CONFLICT: "The provider is busy with something that excludes this request.",
+    FailureKind.BAD_RESPONSE: "What came back is no complete answer: HTML, broken JSON, too large, or without a stop reason.",
+    FailureKind.OUT_OF_MONEY: "The account at the provider has no credit left, or has reached its spend limit.",
+    FailureKind.UNAUTHORIZED: "The provider does not accept the API key, or the key may not do this.",
+    FailureKind.BAD_REQUEST: "The provider refuses the request as such: a retired model, an invalid schema, a wrong address.",
+    FailureKind.REQUEST_TOO_LARGE: "The request has more bytes than the provider takes.",
+    FailureKind.CONTEXT_TOO_LONG: "The conversation has more tokens than the model's context holds.",
+    FailureKind.TRUNCATED: "The answer was cut off at its length limit; none of its tool calls was run.",
+    FailureKind.REFUSED: "The model, or the provider's content filter, declined to answer.",
+    FailureKind.EMPTY_ANSWER: "The model answered with neither text nor a tool call.",
+    FailureKind.OUTPUT_INVALID: "The final answer does not fit the agent's output schema.",
+    FailureKind.TOO_MANY_REPAIRS: "The model was told about its own failure as often as it may be, and failed again.",
+    FailureKind.ALLOWANCE_EXCEEDED: "The next try could cost more than what is left of the run's budget, so it was not started.",
+    FailureKind.UNKNOWN_AGENT: "No folder of agents on this worker holds an agent of this name.",
+    FailureKind.UNKNOWN_MODEL: "The agent names a model that the price list does not know.",
+    FailureKind.NO_PRICE: "The run has a money limit, and a model of its chain has no price to hold it against.",
+    FailureKind.NO_KEY: "This worker has no API key for the model's provider.",
+    FailureKind.INVALID_AGENT: "The agent's folder does not make an agent; the message names file and line.",
+    FailureKind.INVALID_INPUT: "The run's input does not fit the agent's input schema.",
+    FailureKind.BUDGET_ABOVE_AGENT: "The run asks for a larger budget than its agent allows.",
+    FailureKind.KEY_REUSED: "The idempotency key was used before, for a different call.",
+    FailureKind.CONSENT_MISMATCH: "What would be executed is not what was approved.",
+    FailureKind.INTERNAL: "A bug of ours, or an error nobody has classified yet.",
+}
+"""What each kind says has happened, in one sentence, for `docs/failures.md` and whoever reads a failed run."""
+
+
 class Failure(BaseModel):
     """A classified failure. `message` is one line for people: cause and remedy, no secrets, no untrusted control characters."""
 

@@ -10,10 +10,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from durable_agents.domain.agents import Admitted
 from durable_agents.domain.approvals import Approval, ApprovalDecision, Consent, Judgement, Standing, consent, judge
-from durable_agents.domain.budgets import Budget, Elapsed, Spend
+from durable_agents.domain.budgets import Budget, Elapsed, Spend, raised
 from durable_agents.domain.identifiers import ApprovalId
 from durable_agents.domain.model_calls import ContextSize, ModelAnswer, ModelFailure, RequestedCall
-from durable_agents.domain.runs import CancelRequest, RejectedMessage, RunResult, TimelineEntry
+from durable_agents.domain.runs import BudgetRaise, CancelRequest, RejectedMessage, RunResult, TimelineEntry
 from durable_agents.domain.tool_calls import ToolSettled
 
 TIMELINE_KEPT = 200
@@ -132,12 +132,16 @@ def next_model(state: RunState, now: datetime) -> RunState:
     return noted(changed, now, f"falling back to model {changed.model + 1} of the chain")
 
 
-def tool_settled(state: RunState, now: datetime, tool: str, outcome: ToolSettled) -> RunState:
+def tool_settled(state: RunState, now: datetime, call: RequestedCall, outcome: ToolSettled) -> RunState:
     """A tool call is over and its result is part of the conversation."""
     changed = state.model_copy(
-        update={"context": state.context.plus(outcome.message_bytes), "spend": state.spend.plus(tool_calls=1)}
+        update={
+            "calls": tuple(other for other in state.calls if other.index != call.index),
+            "context": state.context.plus(outcome.message_bytes),
+            "spend": state.spend.plus(tool_calls=1),
+        }
     )
-    return noted(changed, now, f"{tool}: {outcome.result}" + (f" ({outcome.rule})" if outcome.rule else ""))
+    return noted(changed, now, f"{call.tool}: {outcome.result}" + (f" ({outcome.rule})" if outcome.rule else ""))
 
 
 def turn_over(state: RunState) -> RunState:
@@ -203,6 +207,17 @@ def rejected(state: RunState, now: datetime, message: str, reason: str, excerpt:
     entry = RejectedMessage(at=now, message=message, reason=reason, excerpt=excerpt)
     kept = (*state.rejected, entry)[-REJECTED_KEPT:]
     return state.model_copy(update={"rejected": kept, "rejected_count": state.rejected_count + 1})
+
+
+def undisputed(state: RunState, approval: ApprovalId) -> RunState:
+    """The dispute about a decision is settled."""
+    return state.model_copy(update={"disputed": {key: value for key, value in state.disputed.items() if key != approval}})
+
+
+def budget_raised(state: RunState, now: datetime, change: BudgetRaise) -> RunState:
+    """Somebody raised limits; who and why stands in the timeline."""
+    changed = state.model_copy(update={"budget": raised(state.budget, change.budget)})
+    return noted(changed, now, f"budget raised by {change.by}" + (f": {change.reason}" if change.reason else ""))
 
 
 def counted_message(state: RunState) -> RunState:

@@ -76,6 +76,7 @@ class Tool:
     arguments: type[BaseModel]
     result: TypeAdapter[object]
     reconcile: Reconcile | None
+    takes_context: bool
 
     def __call__(self, *args: object, **kwargs: object) -> Awaitable[object]:
         """Call the function itself, as its own unit tests do."""
@@ -140,7 +141,9 @@ def tool(
             resource=resource,
             timeout=timeout,
         )
-        return Tool(spec, function, arguments, result, reconcile)
+        return Tool(
+            spec, function, arguments, result, reconcile, takes_context="context" in inspect.signature(function).parameters
+        )
 
     return declare
 

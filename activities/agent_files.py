@@ -1,0 +1,139 @@
+"""What does an agent's folder say, and where exactly is it wrong?
+
+YAML 1.2 (`on` and `no` stay words), duplicate keys refused, every error with file and line.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError
+
+from activities.permissions import check_condition
+from activities.schemas import check_schema
+from durable_agents.domain.agents import AgentDefinition
+from durable_agents.domain.permissions import Policy
+from durable_agents.domain.tools import Tool
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class AgentFileError(Exception):
+    """An agent's folder cannot be used. `str()` is one line: file, line, what is wrong."""
+
+
+def read_definition(folder: Path) -> AgentDefinition:
+    """`agent.yaml`, checked."""
+    file = folder / "agent.yaml"
+    definition, document = _read(file, AgentDefinition)
+    if definition.name != folder.name:
+        raise _error(file, document, ("name",), f"the name {definition.name!r} must be the folder's, {folder.name!r}")
+    for field in ("input", "output"):
+        schema = getattr(definition, field)
+        try:
+            if schema is not None:
+                check_schema(schema)
+        except ValueError as error:
+            raise _error(file, document, (field,), str(error)) from None
+    return definition
+
+
+def read_policy(folder: Path) -> Policy:
+    """`policy.yaml`, checked; every condition compiles."""
+    file = folder / "policy.yaml"
+    policy, document = _read(file, Policy)
+    for number, rule in enumerate(policy.rules):
+        try:
+            if rule.when is not None:
+                check_condition(rule.when)
+        except ValueError as error:
+            raise _error(file, document, ("rules", number, "when"), str(error)) from None
+    return policy
+
+
+def read_text(file: Path) -> str:
+    """A text file of the folder, not empty."""
+    try:
+        text = file.read_text(encoding="utf8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise AgentFileError(f"{file}: cannot be read: {error}") from None
+    if not text:
+        raise AgentFileError(f"{file}: is empty")
+    return text
+
+
+def read_tools(folder: Path) -> dict[str, Tool]:
+    """The `@tool` functions of `tools.py`; none without such a file."""
+    file = folder / "tools.py"
+    if not file.exists():
+        return {}
+    module = _import(file, f"durable_agents_tools_{folder.name.replace('-', '_').replace('.', '_')}")
+    return {value.spec.name: value for value in vars(module).values() if isinstance(value, Tool)}
+
+
+def _import(file: Path, name: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(name, file)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module
+    try:
+        specification.loader.exec_module(module)
+    except Exception as error:  # somebody else's code: whatever it raises is this file's error
+        del sys.modules[name]
+        raise AgentFileError(f"{file}: cannot be imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _read(file: Path, model: type[M]) -> tuple[M, CommentedMap]:
+    yaml = YAML(typ="rt")
+    try:
+        document = yaml.load(file.read_text(encoding="utf8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise AgentFileError(f"{file}: cannot be read: {error}") from None
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise AgentFileError(f"{file}:{line}: {error.problem or error.context}") from None
+    if not isinstance(document, CommentedMap):
+        raise AgentFileError(f"{file}:1: must be a mapping of names to values")
+    try:
+        return model.model_validate(_plain(document)), document
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise _error(file, document, first["loc"], first["msg"]) from None
+
+
+def _error(file: Path, document: CommentedMap, place: tuple[str | int, ...], message: str) -> AgentFileError:
+    where = ".".join(map(str, place))
+    return AgentFileError(f"{file}:{_line(document, place)}: {f'{where}: ' if where else ''}{message}")
+
+
+def _line(document: object, place: tuple[str | int, ...]) -> int:
+    """The line of the deepest part of `place` that the file has."""
+    line, here = 1, document
+    for part in place:
+        if isinstance(here, CommentedMap) and part in here:
+            line = here.lc.key(part)[0] + 1
+        elif isinstance(here, CommentedSeq) and isinstance(part, int) and part < len(here):
+            line = here.lc.item(part)[0] + 1
+        else:
+            break
+        here = here[part]
+    return line
+
+
+def _plain(value: object) -> object:
+    """Ruamel's containers and scalars as plain Python, which strict pydantic types insist on."""
+    if isinstance(value, CommentedMap):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, CommentedSeq):
+        return [_plain(item) for item in value]
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return value

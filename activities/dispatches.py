@@ -1,0 +1,120 @@
+"""What is written down about each tool call, so that no effect happens twice and none is forgotten?
+
+The decisions are `durable_agents.domain.effects`; here are the rows they decide on. Every write is fenced: an attempt that was
+overtaken changes nothing.
+"""
+
+import asyncpg
+from pydantic import JsonValue, TypeAdapter
+
+from activities.heartbeat import stale_attempt
+from activities.postgres import Connection
+from durable_agents.domain.approvals import Consent
+from durable_agents.domain.effects import Dispatch, DispatchState, Effect
+from durable_agents.domain.identifiers import Digest, EffectKey
+from durable_agents.domain.tool_calls import ConsentNeeded, ToolCallRequest, ToolSettled
+
+_SETTLED: TypeAdapter[ToolSettled] = TypeAdapter(ToolSettled)
+
+
+async def find(connection: Connection, call: ToolCallRequest) -> tuple[Dispatch, ToolSettled | None] | None:
+    """The call's dispatch row, locked, and its outcome once it has one."""
+    row = await connection.fetchrow(
+        "select state, arguments_digest, tries, fence, outcome from tool_dispatch"
+        " where tenant = $1 and run_id = $2 and turn = $3 and index = $4 for update",
+        call.tenant, call.run_id, call.turn, call.index,
+    )  # fmt: skip
+    return None if row is None else (_dispatch(row), _outcome(row))
+
+
+async def begin(
+    connection: Connection, call: ToolCallRequest, *, key: EffectKey, tool: str, effect: Effect, arguments: Digest, fence: int
+) -> None:
+    """Write down that the effect is about to be sent by the attempt with this fence."""
+    begun = await connection.fetchval(
+        "insert into tool_dispatch as d (tenant, run_id, turn, index, effect_key, tool, effect, arguments_digest, state,"
+        " tries, fence) values ($1, $2, $3, $4, $5, $6, $7, $8, 'dispatched', 1, $9)"
+        " on conflict (tenant, run_id, turn, index) do update set state = 'dispatched', tries = d.tries + 1, fence = $9,"
+        " dispatched_at = now() where d.fence <= $9 and d.state in ('dispatched', 'not_sent')"
+        " and d.arguments_digest = excluded.arguments_digest returning 1",
+        call.tenant, call.run_id, call.turn, call.index, key, tool, effect, arguments, fence,
+    )  # fmt: skip
+    if not begun:
+        raise stale_attempt()
+
+
+async def mark(connection: Connection, call: ToolCallRequest, state: DispatchState, fence: int) -> None:
+    """Write down that the last try did nothing, or that nobody knows."""
+    marked = await connection.fetchval(
+        "update tool_dispatch set state = $5 where tenant = $1 and run_id = $2 and turn = $3 and index = $4"
+        " and fence <= $6 and state in ('dispatched', 'not_sent', 'unknown') returning 1",
+        call.tenant, call.run_id, call.turn, call.index, state, fence,
+    )  # fmt: skip
+    if not marked:
+        raise stale_attempt()
+
+
+async def settle(
+    connection: Connection, call: ToolCallRequest, outcome: ToolSettled, *, key: EffectKey, tool: str, fence: int
+) -> None:
+    """Write down the one final outcome; a call that never came to a dispatch gets its row now."""
+    settled = await connection.fetchval(
+        "insert into tool_dispatch as d (tenant, run_id, turn, index, effect_key, tool, effect, arguments_digest, state,"
+        " tries, fence, outcome, settled_at) values ($1, $2, $3, $4, $5, $6, 'none', '', 'settled', 0, $7, $8, now())"
+        " on conflict (tenant, run_id, turn, index) do update set state = 'settled', outcome = excluded.outcome,"
+        " settled_at = now() where d.fence <= $7 and d.state <> 'settled' returning 1",
+        call.tenant, call.run_id, call.turn, call.index, key, tool, fence, outcome.model_dump(mode="json"),
+    )  # fmt: skip
+    if not settled:
+        raise stale_attempt()
+
+
+async def open_approval(connection: Connection, call: ToolCallRequest, needed: ConsentNeeded) -> bool:
+    """Write down what a human is asked. False when it was written down before."""
+    opened = await connection.fetchval(
+        "insert into approval (tenant, run_id, approval_id, turn, index, kind, tool, digest, policy_digest, request)"
+        " values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) on conflict do nothing returning 1",
+        call.tenant,
+        call.run_id,
+        needed.approval_id,
+        call.turn,
+        call.index,
+        needed.approval_kind,
+        needed.tool,
+        needed.digest,
+        needed.policy_digest,
+        needed.model_dump(mode="json"),
+    )
+    return bool(opened)
+
+
+async def decide_approval(connection: Connection, call: ToolCallRequest, consent: Consent) -> bool:
+    """Write down the decision of an approval, once. False when it was written down before, or never asked for."""
+    decided = await connection.fetchval(
+        "update approval set approved = $4, decided_by = $5, reason = $6, decided_at = $7"
+        " where tenant = $1 and run_id = $2 and approval_id = $3 and decided_at is null and digest = $8 returning 1",
+        call.tenant,
+        call.run_id,
+        consent.approval_id,
+        consent.approved,
+        consent.by,
+        consent.reason,
+        consent.decided_at,
+        consent.digest,
+    )
+    return bool(decided)
+
+
+def consent_facts(consent: Consent) -> dict[str, JsonValue]:
+    """A decision as the audit log keeps it."""
+    return {"approval": consent.approval_id, "approved": consent.approved, "by": consent.by, "digest": consent.digest}
+
+
+def _dispatch(row: asyncpg.Record) -> Dispatch:
+    return Dispatch(
+        state=DispatchState(row["state"]), arguments_digest=row["arguments_digest"], tries=row["tries"], fence=row["fence"]
+    )
+
+
+def _outcome(row: asyncpg.Record) -> ToolSettled | None:
+    return None if row["outcome"] is None else _SETTLED.validate_python(row["outcome"])

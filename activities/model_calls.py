@@ -1,0 +1,292 @@
+"""How is a model called, so that a crash at any moment costs at most one answer and loses none that was recorded?
+
+Read the journal, open an attempt with its hold, send one request, record what came of it. Each step is a transaction; the
+request stands between two of them.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from pydantic import JsonValue
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from activities import attempts, audit, transcripts
+from activities.heartbeat import Lease, fence, heartbeating
+from activities.postgres import Connection, Database
+from activities.providers.interface import ModelProvider, ProviderAnswer, ProviderFailure, ProviderRequest
+from activities.runs import RunRecord, load_run
+from activities.schemas import schema_problem
+from activities.storage_errors import storage_errors
+from activities.transcripts import CORRECTIONS, StoredMessage
+from durable_agents.domain.agents import system_prompt
+from durable_agents.domain.artifacts import preview
+from durable_agents.domain.canonical import canonical_json, digest, escape_text, parse_json
+from durable_agents.domain.failures import Billed, Failure, FailureKind
+from durable_agents.domain.identifiers import Digest, Micros
+from durable_agents.domain.messages import Message, TextBlock, ToolCallBlock
+from durable_agents.domain.model_calls import (
+    MAX_PHYSICAL_TRIES,
+    ContextSize,
+    ModelAnswer,
+    ModelCallRequest,
+    ModelFailure,
+    ModelOutcome,
+    PinnedModel,
+    Provider,
+    RequestedCall,
+    StopReason,
+    call_maximum,
+)
+from durable_agents.domain.prices import CallMaximum, Usage, cost
+
+_INLINE_ARGUMENTS = 1024
+_INLINE_OUTPUT = 16 * 1024
+_TEXT_PREVIEW = 300
+
+
+@dataclass(frozen=True)
+class OpenAttempt:
+    """A physical attempt that is written down and may leave."""
+
+    number: int
+    hold: CallMaximum
+    unknown_micros: Micros
+    """Held for earlier attempts of the same call."""
+    run: RunRecord
+    model: PinnedModel
+    request: ProviderRequest
+
+
+class ModelActivities:
+    """`call_model`."""
+
+    def __init__(self, database: Database, providers: dict[Provider, ModelProvider]) -> None:
+        self._database = database
+        self._providers = providers
+
+    @activity.defn
+    async def call_model(self, request: ModelCallRequest) -> ModelOutcome:
+        """Make one logical model call: journalled before and after, never paid twice once recorded."""
+        async with heartbeating() as lease:
+            with storage_errors():
+                opened = await self._open(request)
+            if not isinstance(opened, OpenAttempt):
+                return opened
+            try:
+                answer = await self._send(opened, lease)
+            except ProviderFailure as failure:
+                with storage_errors():
+                    return await self._record_failure(request, opened, failure)
+            with storage_errors():
+                return await self._record_answer(request, opened, answer)
+
+    async def _open(self, call: ModelCallRequest) -> OpenAttempt | ModelOutcome:
+        async with self._database.transaction(call.tenant) as connection:
+            if (found := await attempts.recorded(connection, call)) is not None:
+                return found
+            run = await load_run(connection, call.tenant, call.run_id)
+            before = await attempts.abandon_open(connection, call, fence())
+            if call.correction:
+                correction = Message(role="user", blocks=(TextBlock(text=escape_text(call.correction)),))
+                await transcripts.put(connection, call.tenant, call.run_id, call.turn - 1, CORRECTIONS + call.call, correction)
+            messages = await transcripts.load(connection, call.tenant, call.run_id)
+            model = run.terms.models[call.model]
+            hold = call_maximum(model, call.model, await _context(connection, run, call, messages))
+            if failure := self._refusal(call, model, before, hold):
+                outcome = ModelFailure(failure=failure, unknown_micros=before.unknown_micros)
+                await attempts.record(connection, call, outcome)
+                return outcome
+            number = before.tries + 1
+            await attempts.dispatch(connection, call, number, fence(), model, hold.cost_micros)
+            return OpenAttempt(number, hold, before.unknown_micros, run, model, _provider_request(run, model, messages))
+
+    def _refusal(
+        self, call: ModelCallRequest, model: PinnedModel, before: attempts.Attempts, hold: CallMaximum
+    ) -> Failure | None:
+        """Why no (further) request may leave."""
+        if model.provider not in self._providers:
+            return Failure(kind=FailureKind.NO_KEY, message=f"this worker has no key for {model.provider}")
+        if before.tries >= MAX_PHYSICAL_TRIES:
+            message = f"{before.tries} requests to {model.provider} brought no answer that was recorded"
+            return Failure(kind=FailureKind.PROVIDER_ERROR, message=message)
+        if call.allowance_micros is not None and before.unknown_micros + hold.cost_micros > call.allowance_micros:
+            needed = before.unknown_micros + hold.cost_micros
+            message = f"another request could bring this call to {needed} µ$, {call.allowance_micros} µ$ are left"
+            return Failure(kind=FailureKind.ALLOWANCE_EXCEEDED, message=message)
+        return None
+
+    async def _send(self, opened: OpenAttempt, lease: Lease) -> ProviderAnswer:
+        lease.require()
+        return await self._providers[opened.model.provider].complete(opened.request)
+
+    async def _record_answer(self, call: ModelCallRequest, opened: OpenAttempt, answer: ProviderAnswer) -> ModelOutcome:
+        usage = answer.usage or Usage(input_tokens=opened.hold.input_tokens, output_tokens=opened.hold.output_tokens)
+        billed = opened.hold.cost_micros if answer.usage is None else _cost(opened.model, usage)
+        charged = Micros(min(billed, opened.hold.cost_micros))
+        overrun = Micros(billed - charged)
+        async with self._database.transaction(call.tenant) as connection:
+            await attempts.settle(
+                connection, call, opened.number, "settled", cost=charged, overrun=overrun, request_id=answer.request_id
+            )
+            unusable = _unusable(answer)
+            outcome: ModelOutcome
+            if unusable is not None:
+                outcome = ModelFailure(
+                    failure=unusable,
+                    usage=usage,
+                    cost_micros=charged,
+                    unknown_micros=opened.unknown_micros,
+                    overrun_micros=overrun,
+                )
+            else:
+                stored = await transcripts.put(connection, call.tenant, call.run_id, call.turn, 0, answer.message)
+                ended = await _output(connection, opened.run, answer)
+                outcome = ModelAnswer(
+                    stop=answer.stop,
+                    text=preview(answer.message.text(), _TEXT_PREVIEW),
+                    calls=_requested(answer.message),
+                    usage=usage,
+                    cost_micros=charged,
+                    unknown_micros=opened.unknown_micros,
+                    overrun_micros=overrun,
+                    message_bytes=stored.size,
+                    head=digest(answer.message.model_dump(mode="json")),
+                    model=opened.model.model,
+                    output=ended.value,
+                    output_artifact=ended.artifact,
+                    problem=ended.problem,
+                )
+            await attempts.record(connection, call, outcome)
+            await audit.append(connection, call.tenant, call.run_id, "model_called", _audit_body(call, opened, outcome))
+        return outcome
+
+    async def _record_failure(self, call: ModelCallRequest, opened: OpenAttempt, failed: ProviderFailure) -> ModelOutcome:
+        may_be_billed = failed.billed is not Billed.NO
+        held = opened.hold.cost_micros if may_be_billed else Micros(0)
+        unknown = Micros(opened.unknown_micros + held)
+        tries_left = opened.number < MAX_PHYSICAL_TRIES
+        again = failed.failure.answer.retry_here and not failed.final and tries_left
+        async with self._database.transaction(call.tenant) as connection:
+            state = "unknown" if may_be_billed else "released"
+            await attempts.settle(connection, call, opened.number, state, failure=failed.failure.kind)
+            outcome = ModelFailure(failure=failed.failure, unknown_micros=unknown)
+            if not again:
+                await attempts.record(connection, call, outcome)
+        if again:
+            raise ApplicationError(
+                failed.failure.message, type=failed.failure.kind, next_retry_delay=_delay(failed, opened.number)
+            )
+        return outcome
+
+
+@dataclass(frozen=True)
+class Output:
+    """What an answer that ends the run gives back."""
+
+    value: JsonValue = None
+    artifact: Digest | None = None
+    problem: Failure | None = None
+
+
+def _provider_request(run: RunRecord, model: PinnedModel, messages: list[StoredMessage]) -> ProviderRequest:
+    return ProviderRequest(
+        model=model.model,
+        max_tokens=model.max_tokens,
+        system=system_prompt(run.agent),
+        messages=[stored.message for stored in messages],
+        tools=run.agent.tools,
+        timeout=model.timeout,
+    )
+
+
+async def _context(connection: Connection, run: RunRecord, call: ModelCallRequest, messages: list[StoredMessage]) -> ContextSize:
+    """The size of the conversation as this worker finds it, counted from the last answer of the same model."""
+    row = await connection.fetchrow(
+        "select turn, model, outcome from model_call where tenant = $1 and run_id = $2 and call < $3"
+        " and outcome ->> 'kind' = 'answer' order by call desc limit 1",
+        call.tenant, call.run_id, call.call,
+    )  # fmt: skip
+    size = ContextSize().plus(run.terms.opening_bytes)
+    for stored in messages[1:]:
+        size = size.plus(stored.size)
+        if row is not None and (stored.turn, stored.position) == (row["turn"], 0):
+            usage = Usage.model_validate(row["outcome"]["usage"])
+            size = size.counted(row["model"], usage.input_tokens + usage.output_tokens)
+    return size
+
+
+def _cost(model: PinnedModel, usage: Usage) -> Micros:
+    return Micros(0) if model.price is None else cost(model.price, usage)
+
+
+def _unusable(answer: ProviderAnswer) -> Failure | None:
+    """Answers that were paid for and still are none."""
+    match answer.stop:
+        case StopReason.MAX_TOKENS:
+            return Failure(kind=FailureKind.TRUNCATED, message="the answer was cut off at its length limit")
+        case StopReason.CONTEXT_FULL:
+            return Failure(kind=FailureKind.CONTEXT_TOO_LONG, message="the conversation no longer fits the model's context")
+        case StopReason.REFUSED:
+            return Failure(kind=FailureKind.REFUSED, message="the model, or its provider's filter, refused to answer")
+        case StopReason.DONE | StopReason.TOOL_CALLS | StopReason.PAUSED:
+            empty = not answer.message.text().strip() and not answer.message.tool_calls() and answer.stop is not StopReason.PAUSED
+            return Failure(kind=FailureKind.EMPTY_ANSWER, message="the answer was empty") if empty else None
+
+
+async def _output(connection: Connection, run: RunRecord, answer: ProviderAnswer) -> Output:
+    """The run's output, when this answer asks for no tool."""
+    if answer.message.tool_calls() or answer.stop is StopReason.PAUSED:
+        return Output()
+    text = answer.message.text().strip()
+    schema = run.agent.definition.output
+    value: JsonValue = text
+    if schema is not None:
+        try:
+            value = parse_json(_unfenced(text))
+        except ValueError as error:
+            return Output(problem=Failure(kind=FailureKind.OUTPUT_INVALID, message=f"not JSON: {error}"))
+        if problem := schema_problem(schema, value):
+            return Output(problem=Failure(kind=FailureKind.OUTPUT_INVALID, message=preview(problem, 500)))
+    whole = canonical_json(value)
+    if len(whole) <= _INLINE_OUTPUT:
+        return Output(value=value)
+    return Output(artifact=await transcripts.put_artifact(connection, run.tenant, whole.decode()))
+
+
+def _unfenced(text: str) -> str:
+    """Models like to put JSON into a Markdown fence, whatever they are told."""
+    if text.startswith("```") and text.endswith("```"):
+        return text.partition("\n")[2].rpartition("```")[0]
+    return text
+
+
+def _requested(message: Message) -> tuple[RequestedCall, ...]:
+    return tuple(
+        RequestedCall(index=index, tool=preview(block.tool, 64), arguments=_inline(block))
+        for index, block in enumerate(message.tool_calls())
+    )
+
+
+def _inline(block: ToolCallBlock) -> dict[str, JsonValue] | None:
+    arguments = block.arguments
+    return arguments if arguments is not None and len(canonical_json(arguments)) <= _INLINE_ARGUMENTS else None
+
+
+def _delay(failed: ProviderFailure, attempt: int) -> timedelta | None:
+    """The provider's own wait as a minimum; without one the activity's retry policy decides."""
+    if failed.retry_after is None:
+        return None
+    return max(failed.retry_after, timedelta(seconds=attempt))
+
+
+def _audit_body(call: ModelCallRequest, opened: OpenAttempt, outcome: ModelOutcome) -> dict[str, JsonValue]:
+    return {
+        "call": call.call,
+        "turn": call.turn,
+        "attempt": opened.number,
+        "model": opened.model.model,
+        "cost_micros": outcome.cost_micros,
+        "unknown_micros": outcome.unknown_micros,
+        "outcome": outcome.kind if isinstance(outcome, ModelAnswer) else outcome.failure.kind,
+    }

@@ -1,0 +1,173 @@
+"""How do activities reach PostgreSQL, and what does every connection promise?
+
+The one module that opens a pool. Each transaction carries its tenant, so row-level security sees to it that a query which
+forgets the tenant finds nothing. Text passes `canonical.escape_text` before it comes here.
+"""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from durable_agents.domain.identifiers import TenantId
+
+if TYPE_CHECKING:
+    Connection = PoolConnectionProxy[asyncpg.Record]
+    Pool = asyncpg.Pool[asyncpg.Record]
+else:  # the generic forms exist for type checkers only
+    Connection = PoolConnectionProxy
+    Pool = asyncpg.Pool
+
+MIGRATIONS = Path(__file__).parent / "sql"
+_MIGRATION_LOCK = 0x64757261626C65  # any fixed number; all migrating processes take the same
+_STATEMENT_TIMEOUT = "15s"
+_LOCK_TIMEOUT = "5s"
+
+
+class DatabaseError(Exception):
+    """The database cannot be used. `str()` is one line: cause and remedy."""
+
+
+class Database:
+    """A pool of connections of the application role."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    @classmethod
+    async def open(cls, dsn: str, *, max_size: int = 20) -> "Database":
+        """Open the pool and check the promises: right schema, and a role that row-level security binds.
+
+        Raises:
+            DatabaseError: not reachable, wrong role, or a schema that this code does not fit.
+        """
+        try:
+            pool = await asyncpg.create_pool(
+                dsn,
+                min_size=1,
+                max_size=max_size,
+                init=_prepare,
+                timeout=5,
+                command_timeout=30,
+                server_settings={"statement_timeout": _STATEMENT_TIMEOUT, "lock_timeout": _LOCK_TIMEOUT},
+            )
+        except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise DatabaseError(f"PostgreSQL does not let us in: check DATABASE_URL ({_line(error)})") from error
+        try:
+            async with pool.acquire() as connection:
+                await _require_bound_role(connection)
+                await _require_schema(connection)
+        except BaseException:
+            await pool.close()
+            raise
+        return cls(pool)
+
+    @asynccontextmanager
+    async def transaction(self, tenant: TenantId) -> AsyncIterator[Connection]:
+        """A transaction that sees and writes one tenant's rows."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            await connection.execute("select set_config('app.tenant', $1, true)", tenant)
+            yield connection
+
+    async def close(self) -> None:
+        """Close every connection; waits for the ones in use for at most 10 s."""
+        try:
+            async with asyncio.timeout(10):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
+
+
+async def migrate(owner_dsn: str, folder: Path = MIGRATIONS) -> list[str]:
+    """Bring the schema up to date; run it as the owner role. Returns the names of the files it applied.
+
+    Forward only, one transaction each, under an advisory lock, so any number of processes may try at once.
+
+    Raises:
+        DatabaseError: not reachable, a database newer than this code, or an applied file that was changed since.
+    """
+    try:
+        connection = await asyncpg.connect(owner_dsn, timeout=5)
+    except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise DatabaseError(f"PostgreSQL does not let the owner in: check the owner's URL ({_line(error)})") from error
+    try:
+        await connection.execute("select pg_advisory_lock($1)", _MIGRATION_LOCK)
+        return await _apply_missing(connection, folder)
+    finally:
+        await connection.close()
+
+
+async def _apply_missing(connection: asyncpg.Connection[asyncpg.Record], folder: Path) -> list[str]:
+    await connection.execute(
+        "create table if not exists schema_migration (version integer primary key, name text not null,"
+        " sha256 text not null, applied_at timestamptz not null default now())"
+    )
+    applied = {row["version"]: row["sha256"] for row in await connection.fetch("select version, sha256 from schema_migration")}
+    files = _migrations(folder)
+    _require_not_newer(set(applied), set(files))
+    done = []
+    for version, file in files.items():
+        text = file.read_text(encoding="utf8")
+        checksum = hashlib.sha256(text.encode()).hexdigest()
+        if version not in applied:
+            async with connection.transaction():
+                await connection.execute(text)
+                await connection.execute("insert into schema_migration values ($1, $2, $3)", version, file.name, checksum)
+            done.append(file.name)
+        elif applied[version] != checksum:
+            raise DatabaseError(f"{file.name} was changed after it was applied here: add a new migration instead")
+    return done
+
+
+def _migrations(folder: Path) -> dict[int, Path]:
+    return {int(file.name[:4]): file for file in sorted(folder.glob("[0-9][0-9][0-9][0-9]_*.sql"))}
+
+
+def _require_not_newer(applied: set[int], known: set[int]) -> None:
+    if unknown := applied - known:
+        raise DatabaseError(f"the database is newer than this code (migration {max(unknown)}): run a newer release")
+
+
+async def _require_schema(connection: Connection) -> None:
+    try:
+        applied = {row["version"] for row in await connection.fetch("select version from schema_migration")}
+    except asyncpg.UndefinedTableError:
+        applied = set()
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise DatabaseError("the database's role may not read the schema version: use the durable_agents_app role") from error
+    known = set(_migrations(MIGRATIONS))
+    _require_not_newer(applied, known)
+    if missing := known - applied:
+        raise DatabaseError(f"the database lacks migration {min(missing)}: run `python -m starter migrate` as its owner")
+
+
+async def _require_bound_role(connection: Connection) -> None:
+    """Row-level security binds neither superusers nor BYPASSRLS roles; an owner could switch it off."""
+    row = await connection.fetchrow(
+        "select r.rolname, r.rolsuper or r.rolbypassrls as unbound,"
+        " exists (select 1 from pg_class c where c.relnamespace = 'public'::regnamespace and c.relkind = 'r'"
+        "         and pg_has_role(r.rolname, c.relowner, 'member')) as owner"
+        " from pg_roles r where r.rolname = current_user"
+    )
+    assert row is not None
+    if row["unbound"] or row["owner"]:
+        what = "a superuser or bypasses row-level security" if row["unbound"] else "the owner of the tables"
+        raise DatabaseError(f"role {row['rolname']} is {what}: give workers the durable_agents_app role in DATABASE_URL")
+
+
+async def _prepare(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    await connection.set_type_codec("jsonb", encoder=_dump, decoder=json.loads, schema="pg_catalog")
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

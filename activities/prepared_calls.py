@@ -1,0 +1,160 @@
+"""What is known of a tool call before it is judged, and how is it asked about and brought to its end?"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, JsonValue
+
+from activities import audit, dispatches, transcripts
+from activities.agents import AgentCatalog, LoadedAgent
+from activities.heartbeat import fence
+from activities.postgres import Connection
+from activities.runs import RunRecord, load_run
+from durable_agents.domain.approvals import ApprovalKind, Ladder, approval_digest, approval_id
+from durable_agents.domain.artifacts import preview
+from durable_agents.domain.canonical import digest, escape_json, escape_text, inert, restore_json
+from durable_agents.domain.effects import Dispatch, effect_key
+from durable_agents.domain.identifiers import CallPath, Digest, EffectKey, call_path
+from durable_agents.domain.messages import Message, ToolCallBlock, ToolResultBlock
+from durable_agents.domain.model_calls import MAX_CALLS_PER_ANSWER
+from durable_agents.domain.tool_calls import ConsentNeeded, ToolCallRequest, ToolSettled, call_line, facts
+from durable_agents.domain.tools import Tool
+
+_PREVIEW = 160
+
+
+class SenselessCall(Exception):  # noqa: N818 - a judgement, not an error of ours
+    """The call cannot be made at all; the model is told why."""
+
+    def __init__(self, rule: str, told: str) -> None:
+        super().__init__(told)
+        self.rule = rule
+        self.told = told
+
+
+@dataclass(frozen=True)
+class FoundCall:
+    """A call as the model asked for it."""
+
+    request: ToolCallRequest
+    run: RunRecord
+    block: ToolCallBlock
+    says: str
+    """What the model said along with it."""
+    path: CallPath
+    key: EffectKey
+    row: Dispatch | None
+    """The dispatch row as this attempt found it."""
+
+
+@dataclass(frozen=True)
+class PreparedCall(FoundCall):
+    """A call that makes sense: its tool is there and its arguments are valid."""
+
+    agent: LoadedAgent
+    tool: Tool
+    parsed: BaseModel
+    arguments: dict[str, JsonValue]
+    """Canonical, escaped for storage."""
+    arguments_digest: Digest
+
+    def bound_to(self, kind: ApprovalKind) -> Digest:
+        """The digest a human's decision about this call is bound to."""
+        return approval_digest(
+            run=self.run.run_id,
+            path=self.path,
+            kind=kind,
+            tool=self.block.tool,
+            arguments=self.arguments,
+            policy_digest=self.run.agent.policy_digest,
+        )
+
+
+async def find(connection: Connection, request: ToolCallRequest) -> FoundCall | ToolSettled:
+    """The call, or its outcome when it has one already. Locks its dispatch row."""
+    row = await dispatches.find(connection, request)
+    if row is not None and row[1] is not None:
+        return row[1]
+    run = await load_run(connection, request.tenant, request.run_id)
+    answer = await transcripts.load_one(connection, request.tenant, request.run_id, request.turn, 0)
+    path = call_path(request.turn, request.index)
+    return FoundCall(
+        request=request,
+        run=run,
+        block=answer.message.tool_calls()[request.index],
+        says=answer.message.text(),
+        path=path,
+        key=effect_key(request.tenant, request.run_id, run.first_execution, path),
+        row=None if row is None else row[0],
+    )
+
+
+def prepare(found: FoundCall, catalog: AgentCatalog) -> PreparedCall:
+    """Match the call with its tool and validate its arguments. Raises SenselessCall."""
+    agent = catalog.get(found.run.terms.agent)
+    tool = agent.tools.get(found.block.tool) if agent is not None else None
+    if agent is None or tool is None or found.run.agent.tool(found.block.tool) is None:
+        offered = ", ".join(spec.name for spec in found.run.agent.tools) or "none"
+        raise SenselessCall("unknown tool", f"There is no tool {inert(found.block.tool, 64)!r} here. The tools are: {offered}.")
+    if found.request.index >= MAX_CALLS_PER_ANSWER:
+        told = f"Too many calls in one answer; at most {MAX_CALLS_PER_ANSWER} are made. Ask again for this one."
+        raise SenselessCall("too many calls", told)
+    parsed = _parse(tool, found.block)
+    canonical = escape_json(dict(tool.canonical_arguments(parsed)))
+    assert isinstance(canonical, dict)
+    return PreparedCall(
+        **vars(found), agent=agent, tool=tool, parsed=parsed, arguments=canonical, arguments_digest=digest(canonical)
+    )
+
+
+def _parse(tool: Tool, block: ToolCallBlock) -> BaseModel:
+    try:
+        if block.arguments is None:
+            raise ValueError(block.problem or "the arguments are not a JSON object")
+        restored = restore_json(block.arguments)
+        return tool.parse(restored if isinstance(restored, dict) else None)
+    except ValueError as error:
+        raise SenselessCall("invalid arguments", f"Invalid arguments: {error}") from None
+
+
+async def settle(
+    connection: Connection, call: FoundCall, result: Literal["ok", "error", "refused"], text: str, rule: str = ""
+) -> ToolSettled:
+    """Bring a call to its end: result in the transcript, dispatch row, audit, in the caller's transaction."""
+    request, block = call.request, call.block
+    told = ToolResultBlock(call_id=block.id, tool=block.tool, text=escape_text(text), is_error=result != "ok")
+    stored = await transcripts.put(
+        connection, request.tenant, request.run_id, request.turn, request.index + 1, Message(role="tool", blocks=(told,))
+    )
+    outcome = ToolSettled(
+        result=result,
+        preview=preview(inert(text, 2 * _PREVIEW), _PREVIEW),
+        message_bytes=stored.size,
+        rule=inert(rule, _PREVIEW),
+        policy_digest=call.run.agent.policy_digest if result == "refused" else None,
+    )
+    await dispatches.settle(connection, request, outcome, key=call.key, tool=block.tool, fence=fence())
+    body: dict[str, JsonValue] = {"path": call.path, "tool": block.tool, "result": result, "rule": outcome.rule, "key": call.key}
+    await audit.append(connection, request.tenant, request.run_id, "tool_settled", body)
+    return outcome
+
+
+async def ask(connection: Connection, call: PreparedCall, kind: ApprovalKind, ladder: Ladder) -> ConsentNeeded:
+    """Write down what a human is asked, in the caller's transaction."""
+    bound = call.bound_to(kind)
+    line = call_line(call.block.tool, call.arguments)
+    needed = ConsentNeeded(
+        approval_id=approval_id(bound),
+        approval_kind=kind,
+        tool=call.block.tool,
+        title=line if kind is ApprovalKind.TOOL_CALL else f"Did this happen? {line}",
+        facts=facts(call.arguments),
+        model_says=inert(call.says, 300),
+        digest=bound,
+        policy_digest=call.run.agent.policy_digest,
+        ladder=ladder,
+    )
+    if await dispatches.open_approval(connection, call.request, needed):
+        body: dict[str, JsonValue] = {"approval": needed.approval_id, "kind": kind, "tool": needed.tool, "digest": bound}
+        await audit.append(connection, call.request.tenant, call.request.run_id, "approval_asked", body)
+    return needed

@@ -1,0 +1,183 @@
+"""How is a run written down: when it is admitted, while it lives, and when it ends?"""
+
+from dataclasses import dataclass
+
+from activities.prices import model_known, price_of
+from pydantic import JsonValue
+from temporalio import activity
+
+from activities import audit, transcripts
+from activities.agents import AgentCatalog, LoadedAgent
+from activities.postgres import Connection, Database
+from activities.providers.interface import ModelProvider
+from activities.schemas import schema_problem
+from activities.storage_errors import storage_errors
+from durable_agents.activity_contracts import Admission, AdmissionOutcome, AdmissionRequest, Ending, Refusal
+from durable_agents.domain.agents import Admitted, ModelEntry, PinnedAgent, ToolPlan, opening, system_prompt
+from durable_agents.domain.budgets import above, narrowed
+from durable_agents.domain.canonical import canonical_json
+from durable_agents.domain.failures import Failure, FailureKind
+from durable_agents.domain.identifiers import RunId, TenantId, UserId
+from durable_agents.domain.model_calls import PinnedModel, Provider
+from durable_agents.domain.runs import RunRequest
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What an activity must know of the run it works for."""
+
+    tenant: TenantId
+    run_id: RunId
+    first_execution: str
+    user: UserId
+    terms: Admitted
+    agent: PinnedAgent
+
+
+async def load_run(connection: Connection, tenant: TenantId, run: RunId) -> RunRecord:
+    """The run's row and the agent version it is bound to. Raises LookupError when it was never admitted."""
+    row = await connection.fetchrow(
+        "select first_execution, user_id, terms, pinned from run join agent_version v"
+        " on v.tenant = run.tenant and v.version = run.agent_version where run.tenant = $1 and run_id = $2",
+        tenant, run,
+    )  # fmt: skip
+    if row is None:
+        raise LookupError(f"there is no run {run}")
+    terms, agent = Admitted.model_validate(row["terms"]), PinnedAgent.model_validate(row["pinned"])
+    return RunRecord(tenant, run, row["first_execution"], UserId(row["user_id"]), terms, agent)
+
+
+class RunActivities:
+    """`admit_run` and `finish_run`."""
+
+    def __init__(self, database: Database, catalog: AgentCatalog, providers: dict[Provider, ModelProvider]) -> None:
+        self._database = database
+        self._catalog = catalog
+        self._providers = providers
+
+    @activity.defn
+    async def admit_run(self, request: AdmissionRequest) -> AdmissionOutcome:
+        """Bind the run to the current agent version, price list and policy, and write its first rows."""
+        agent = self._catalog.get(request.request.agent)
+        if agent is None:
+            known = ", ".join(self._catalog.names()) or "none"
+            return _refused(FailureKind.UNKNOWN_AGENT, f"there is no agent {request.request.agent!r}; this worker has: {known}")
+        failure = _request_problem(request.request, agent) or self._models_problem(request.request, agent)
+        if failure is not None:
+            return Refusal(failure=failure)
+        terms = _terms(request.request, agent)
+        with storage_errors():
+            async with self._database.transaction(TenantId(request.request.tenant)) as connection:
+                return await _write(connection, request, agent, terms)
+
+    @activity.defn
+    async def finish_run(self, ending: Ending) -> None:
+        """Write down how the run ended and close its audit."""
+        result = ending.result
+        with storage_errors():
+            async with self._database.transaction(ending.tenant) as connection:
+                written = await connection.fetchval(
+                    "update run set status = $3, result = $4, ended_at = now()"
+                    " where tenant = $1 and run_id = $2 and ended_at is null returning 1",
+                    ending.tenant, result.run_id, result.status, result.model_dump(mode="json"),
+                )  # fmt: skip
+                if written:
+                    body: dict[str, JsonValue] = {"status": result.status, "spend": result.spend.model_dump(mode="json")}
+                    await audit.append(connection, ending.tenant, result.run_id, "run_ended", body)
+
+    def _models_problem(self, request: RunRequest, agent: LoadedAgent) -> Failure | None:
+        definition = agent.pinned.definition
+        has_money_limit = narrowed(request.budget, definition.budget).cost_usd is not None
+        for entry in definition.models:
+            if entry.price is None and price_of(entry.provider, entry.model) is None and has_money_limit:
+                return _no_price(entry, definition.name)
+        first = definition.models[0]
+        if first.provider not in self._providers:
+            variable = f"{first.provider.upper()}_API_KEY"
+            return Failure(kind=FailureKind.NO_KEY, message=f"no key for {first.provider}: set {variable} for the worker")
+        return None
+
+
+def _no_price(entry: ModelEntry, agent: str) -> Failure:
+    remedy = f"state `price:` for it in {agent}/agent.yaml, or run without a money limit"
+    if model_known(entry.provider, entry.model):
+        return Failure(kind=FailureKind.NO_PRICE, message=f"{entry.provider} model {entry.model!r} has no known price: {remedy}")
+    return Failure(kind=FailureKind.UNKNOWN_MODEL, message=f"{entry.provider} has no known model {entry.model!r}: {remedy}")
+
+
+def _request_problem(request: RunRequest, agent: LoadedAgent) -> Failure | None:
+    definition = agent.pinned.definition
+    if definition.input is not None and (problem := schema_problem(definition.input, dict(request.input))):
+        return Failure(kind=FailureKind.INVALID_INPUT, message=f"the input does not fit agent {definition.name!r}: {problem}")
+    if request.budget is not None and (limit := above(request.budget, definition.budget)):
+        asked, most = getattr(request.budget, limit.value), getattr(definition.budget, limit.value)
+        remedy = f"ask for less, or raise it in {definition.name}/agent.yaml"
+        message = f"budget.{limit} {asked} is above the agent's {most}: {remedy}"
+        return Failure(kind=FailureKind.BUDGET_ABOVE_AGENT, message=message)
+    try:
+        agent.settings()
+    except LookupError as error:
+        return Failure(kind=FailureKind.INVALID_AGENT, message=str(error.args[0]))
+    return None
+
+
+def _terms(request: RunRequest, agent: LoadedAgent) -> Admitted:
+    pinned = agent.pinned
+    tools: list[JsonValue] = [
+        spec.model_dump(mode="json", include={"name", "description", "parameters"}) for spec in pinned.tools
+    ]
+    sent: list[JsonValue] = [system_prompt(pinned), tools, opening(request.input).model_dump(mode="json")]
+    return Admitted(
+        agent=pinned.definition.name,
+        version=agent.version,
+        policy_digest=pinned.policy_digest,
+        models=tuple(_pin(entry) for entry in pinned.definition.models),
+        tools={spec.name: ToolPlan(effect=spec.effect, timeout=spec.timeout) for spec in pinned.tools},
+        budget=narrowed(request.budget, pinned.definition.budget),
+        opening_bytes=len(canonical_json(sent)),
+    )
+
+
+def _pin(entry: ModelEntry) -> PinnedModel:
+    price = entry.price.price() if entry.price is not None else price_of(entry.provider, entry.model)
+    return PinnedModel(
+        provider=entry.provider, model=entry.model, max_tokens=entry.max_tokens, timeout=entry.timeout, price=price
+    )
+
+
+async def _write(connection: Connection, request: AdmissionRequest, agent: LoadedAgent, terms: Admitted) -> AdmissionOutcome:
+    asked = request.request
+    tenant, run = TenantId(asked.tenant), asked.run_id
+    await connection.execute(
+        "insert into agent_version values ($1, $2, $3) on conflict do nothing",
+        tenant, agent.version, agent.pinned.model_dump(mode="json"),
+    )  # fmt: skip
+    new = await connection.fetchval(
+        "insert into run (tenant, run_id, first_execution, request_digest, agent, agent_version, user_id, terms)"
+        " values ($1, $2, $3, $4, $5, $6, $7, $8) on conflict do nothing returning 1",
+        tenant, run, request.first_execution, asked.digest(), terms.agent, agent.version, asked.user,
+        terms.model_dump(mode="json"),
+    )  # fmt: skip
+    if not new:
+        return await _admitted_before(connection, request)
+    await transcripts.put(connection, tenant, run, 0, 0, opening(asked.input))
+    body: dict[str, JsonValue] = {"agent": terms.agent, "version": agent.version, "user": asked.user, "request": asked.digest()}
+    await audit.append(connection, tenant, run, "run_admitted", body)
+    return Admission(terms=terms)
+
+
+async def _admitted_before(connection: Connection, request: AdmissionRequest) -> AdmissionOutcome:
+    """This very run (its activity is tried again), or an older one that Temporal has forgotten meanwhile?"""
+    row = await connection.fetchrow(
+        "select first_execution, terms, status from run where tenant = $1 and run_id = $2",
+        request.request.tenant, request.request.run_id,
+    )  # fmt: skip
+    assert row is not None
+    if row["first_execution"] == request.first_execution:
+        return Admission(terms=Admitted.model_validate(row["terms"]))
+    message = f"{request.request.run_id} has run before and is {row['status']}: use another idempotency key"
+    return _refused(FailureKind.KEY_REUSED, message)
+
+
+def _refused(kind: FailureKind, message: str) -> Refusal:
+    return Refusal(failure=Failure(kind=kind, message=message))

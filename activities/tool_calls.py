@@ -1,0 +1,238 @@
+"""How is a tool called: by which right, with whose consent, and never twice?
+
+One activity owns a call from the policy's verdict to the result in the transcript. It reads the arguments from the transcript,
+so what was approved, what is checked and what is sent are one thing.
+"""
+
+import asyncio
+from typing import Literal, assert_never
+
+from pydantic import JsonValue
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from activities import audit, dispatches
+from activities.agents import AgentCatalog
+from activities.heartbeat import Lease, fence, heartbeating, stale_attempt
+from activities.permissions import evaluate, plain
+from activities.postgres import Connection, Database
+from activities.prepared_calls import FoundCall, PreparedCall, SenselessCall, ask, find, prepare, settle
+from activities.storage_errors import storage_errors
+from durable_agents.domain.approvals import ApprovalKind, Consent, approval_id
+from durable_agents.domain.canonical import inert
+from durable_agents.domain.effects import DispatchState, Effect, NextStep, certainly_nothing_happened, next_step
+from durable_agents.domain.permissions import Call, Ruling, Verdict, decide
+from durable_agents.domain.tool_calls import ToolCallRequest, ToolOutcome
+from durable_agents.domain.tools import ToolContext, ToolFailed, ToolUnavailable, resource_of
+
+CONSENT_MISMATCH = "consent_mismatch"
+TOOL_UNAVAILABLE = "tool_unavailable"
+OUTCOME_OPEN = "outcome_open"
+
+
+class ToolActivities:
+    """`run_tool`."""
+
+    def __init__(self, database: Database, catalog: AgentCatalog) -> None:
+        self._database = database
+        self._catalog = catalog
+
+    @activity.defn
+    async def run_tool(self, request: ToolCallRequest) -> ToolOutcome:
+        """Decide on, and make, one tool call: policy, consent, dispatch row, effect, outcome."""
+        async with heartbeating() as lease:
+            with storage_errors():
+                begun = await self._begin(request)
+            if not isinstance(begun, PreparedCall):
+                return begun
+            return await self._act(begun, lease)
+
+    async def _begin(self, request: ToolCallRequest) -> PreparedCall | ToolOutcome:
+        """Everything before the effect, in one transaction that ends with the dispatch row."""
+        async with self._database.transaction(request.tenant) as connection:
+            found = await find(connection, request)
+            if not isinstance(found, FoundCall):
+                return found
+            try:
+                call = prepare(found, self._catalog)
+            except SenselessCall as senseless:
+                return await settle(connection, found, "refused", senseless.told, senseless.rule)
+            if call.row is not None and call.row.state is DispatchState.UNKNOWN:
+                return await _resolve_unknown(connection, call)
+            verdict = _verdict(call)
+            stopped = await _stopped_by(connection, call, verdict)
+            return await _take_next_step(connection, call, verdict) if stopped is None else stopped
+
+    async def _act(self, call: PreparedCall, lease: Lease) -> ToolOutcome:
+        """Send the effect and write down what came of it."""
+        try:
+            lease.require()
+            text = await _send(call)
+        except ToolFailed as failed:
+            return await self._settle(call, "error", f"The tool failed: {failed}")
+        except ToolUnavailable as unavailable:
+            await self._not_sent(call)
+            raise ApplicationError(_line(unavailable), type=TOOL_UNAVAILABLE) from None
+        except ApplicationError:
+            raise
+        except Exception as error:  # noqa: BLE001 - somebody else's code: whatever else it raises leaves the outcome open
+            return await self._outcome_open(call, error)
+        return await self._settle(call, "ok", text)
+
+    async def _settle(self, call: PreparedCall, result: Literal["ok", "error"], text: str) -> ToolOutcome:
+        with storage_errors():
+            async with self._database.transaction(call.request.tenant) as connection:
+                return await settle(connection, call, result, text)
+
+    async def _not_sent(self, call: PreparedCall) -> None:
+        if certainly_nothing_happened(call.row):
+            with storage_errors():
+                async with self._database.transaction(call.request.tenant) as connection:
+                    await dispatches.mark(connection, call.request, DispatchState.NOT_SENT, fence())
+
+    async def _outcome_open(self, call: PreparedCall, error: Exception) -> ToolOutcome:
+        if call.tool.spec.effect is not Effect.AT_MOST_ONCE:
+            raise ApplicationError(_line(error), type=OUTCOME_OPEN) from None
+        with storage_errors():
+            async with self._database.transaction(call.request.tenant) as connection:
+                return await _ask_about_outcome(connection, call)
+
+
+def _verdict(call: PreparedCall) -> Verdict:
+    spec = call.tool.spec
+    asked = Call(
+        tool=spec.name,
+        risk=spec.risk,
+        resource=resource_of(spec, call.arguments),
+        arguments={name: plain(value) for name, value in call.tool.keywords(call.parsed).items()},
+        user=call.run.user,
+        tenant=call.run.tenant,
+    )
+    return decide(call.run.agent.policy, call.run.agent.policy_digest, asked, evaluate)
+
+
+async def _stopped_by(connection: Connection, call: PreparedCall, verdict: Verdict) -> ToolOutcome | None:
+    """What the policy, or the human it asks, has against the call; None: nothing."""
+    match verdict.ruling:
+        case Ruling.ALLOW:
+            return None
+        case Ruling.DENY:
+            return await settle(
+                connection, call, "refused", f"The policy does not allow this call: {verdict.reason}.", verdict.reason
+            )
+        case Ruling.ASK:
+            return await _stopped_by_human(connection, call, verdict)
+    assert_never(verdict.ruling)
+
+
+async def _stopped_by_human(connection: Connection, call: PreparedCall, verdict: Verdict) -> ToolOutcome | None:
+    consent = call.request.consent
+    if consent is None:
+        assert verdict.ladder is not None
+        return await ask(connection, call, ApprovalKind.TOOL_CALL, verdict.ladder)
+    await _record_decision(connection, call, consent, ApprovalKind.TOOL_CALL)
+    if consent.approved:
+        return None
+    why = f": {inert(consent.reason)}" if consent.reason else ""
+    told = "Nobody approved this call in time." if consent.expired else f"A human denied this call{why}."
+    return await settle(connection, call, "refused", told, f"denied by {consent.by}")
+
+
+async def _record_decision(connection: Connection, call: PreparedCall, consent: Consent, kind: ApprovalKind) -> None:
+    """Write down the decision once, after checking that it is about exactly the call that is at hand."""
+    bound = call.bound_to(kind)
+    if consent.digest != bound or consent.approval_id != approval_id(bound) or consent.kind is not kind:
+        message = f"the decision {consent.approval_id} is bound to another call than {call.path}"
+        raise ApplicationError(message, type=CONSENT_MISMATCH, non_retryable=True)
+    if await dispatches.decide_approval(connection, call.request, consent):
+        body: dict[str, JsonValue] = dispatches.consent_facts(consent)
+        await audit.append(connection, call.request.tenant, call.request.run_id, "approval_decided", body)
+
+
+async def _take_next_step(connection: Connection, call: PreparedCall, verdict: Verdict) -> PreparedCall | ToolOutcome:
+    effect = call.tool.spec.effect
+    step = next_step(effect, call.row, call.arguments_digest, fence())
+    match step:
+        case NextStep.CALL | NextStep.RECONCILE:
+            await _write_intent(connection, call, verdict)
+            return call
+        case NextStep.DECLARE_UNKNOWN:
+            return await _ask_about_outcome(connection, call)
+        case NextStep.GIVE_UP:
+            return await settle(
+                connection, call, "error", "The tool is not available; none of the tries did anything.", "gave up"
+            )
+        case NextStep.REFUSE_OTHER_ARGUMENTS:
+            message = f"call {call.path} was dispatched before with other arguments"
+            raise ApplicationError(message, type=CONSENT_MISMATCH, non_retryable=True)
+        case NextStep.REFUSE_STALE:
+            raise stale_attempt()
+        case NextStep.RETURN_RECORDED:
+            raise AssertionError("a settled call was returned before")
+    assert_never(step)
+
+
+async def _write_intent(connection: Connection, call: PreparedCall, verdict: Verdict) -> None:
+    request, consent = call.request, call.request.consent
+    await dispatches.begin(
+        connection, request, key=call.key, tool=call.block.tool, effect=call.tool.spec.effect,
+        arguments=call.arguments_digest, fence=fence(),
+    )  # fmt: skip
+    body: dict[str, JsonValue] = {
+        "path": call.path,
+        "tool": call.block.tool,
+        "key": call.key,
+        "arguments": call.arguments_digest,
+        "rule": verdict.rule,
+        "policy": verdict.policy_digest,
+        "approval": None if consent is None else consent.approval_id,
+    }
+    await audit.append(connection, request.tenant, request.run_id, "tool_dispatched", body)
+
+
+async def _resolve_unknown(connection: Connection, call: PreparedCall) -> ToolOutcome:
+    """Nobody knows whether the effect happened: ask a human, or act on what the human found out."""
+    consent = call.request.consent
+    if consent is None or consent.kind is not ApprovalKind.OUTCOME:
+        return await _ask_about_outcome(connection, call)
+    await _record_decision(connection, call, consent, ApprovalKind.OUTCOME)
+    if consent.expired:
+        told = "It is not known whether this happened. Do not try it again."
+        return await settle(connection, call, "error", told, "outcome unknown")
+    found_out = "it happened" if consent.approved else "it did not happen"
+    told = f"A human found out that {found_out}" + (f": {inert(consent.reason)}." if consent.reason else ".")
+    return await settle(connection, call, "ok" if consent.approved else "error", told, f"resolved by {consent.by}")
+
+
+async def _ask_about_outcome(connection: Connection, call: PreparedCall) -> ToolOutcome:
+    await dispatches.mark(connection, call.request, DispatchState.UNKNOWN, fence())
+    return await ask(connection, call, ApprovalKind.OUTCOME, call.run.agent.outcome_ladder())
+
+
+async def _send(call: PreparedCall) -> str:
+    """Call the tool, or first ask it what became of an earlier try. Within its declared time, or TimeoutError."""
+    context = _context(call)
+    keywords = call.tool.keywords(call.parsed)
+    async with asyncio.timeout(call.tool.spec.timeout.total_seconds()):
+        if call.row is not None and call.row.state is DispatchState.DISPATCHED and call.tool.reconcile is not None:
+            found = await call.tool.reconcile(**keywords, context=context)
+            if found is not None:
+                return call.tool.render(found)
+        extra = {"context": context} if call.tool.takes_context else {}
+        return call.tool.render(await call.tool.function(**keywords, **extra))
+
+
+def _context(call: PreparedCall) -> ToolContext:
+    return ToolContext(
+        tenant=call.run.tenant,
+        user=call.run.user,
+        run_id=call.run.run_id,
+        call_path=call.path,
+        idempotency_key=call.key,
+        attempt=1 if call.row is None else call.row.tries + 1,
+        settings=call.agent.settings(),
+    )
+
+
+def _line(error: Exception) -> str:
+    return inert(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", 300)

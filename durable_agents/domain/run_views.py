@@ -1,0 +1,75 @@
+"""How does a run show itself: to queries, and in the Temporal Web UI?"""
+
+from datetime import datetime
+
+from durable_agents.domain.canonical import inert
+from durable_agents.domain.identifiers import TenantId, UserId
+from durable_agents.domain.prices import format_usd
+from durable_agents.domain.run_state import RunState
+from durable_agents.domain.runs import BudgetView, RunRequest, RunStatus, RunView
+
+_SHOWN_LINES = 15
+
+
+def status(state: RunState) -> RunStatus:
+    """Where the run stands."""
+    if state.result is not None:
+        return state.result.status
+    if state.admitted is None:
+        return RunStatus.STARTING
+    return RunStatus.WAITING_APPROVAL if state.approvals else RunStatus.RUNNING
+
+
+def view(state: RunState, request: RunRequest) -> RunView:
+    """The answer to the query `status`."""
+    return RunView(
+        run_id=request.run_id,
+        agent=request.agent,
+        agent_version=state.admitted.version if state.admitted else None,
+        tenant=TenantId(request.tenant),
+        user=UserId(request.user),
+        status=status(state),
+        turn=state.turn,
+        doing=state.doing,
+        spend=state.spend,
+        budget=state.budget,
+        pending_approvals=state.approvals,
+        rejected_messages=state.rejected,
+        rejected_count=state.rejected_count,
+        cancel_requested=state.cancel,
+        result=state.result,
+    )
+
+
+def budget_view(state: RunState, now: datetime) -> BudgetView:
+    """The answer to the query `budget`."""
+    elapsed = state.elapsed(now)
+    return BudgetView(
+        budget=state.budget,
+        spend=state.spend,
+        wall_seconds=elapsed.wall.total_seconds(),
+        working_seconds=elapsed.working.total_seconds(),
+    )
+
+
+def markdown(state: RunState) -> str:
+    """The run as the Web UI's current details: where it stands, who is asked, what it cost, what happened last."""
+    parts = [f"**{status(state)}** · turn {state.turn} · {inert(state.doing, 160)}", _money(state)]
+    for approval in state.approvals:
+        facts = "".join(f"\n- `{name}`: `{value}`" for name, value in approval.facts.items())
+        parts.append(
+            f"**Waits for {', '.join(approval.approvers)}** until {approval.deadline.isoformat(timespec='minutes')}: "
+            f"`{approval.id}` {inert(approval.title, 160)}{facts}"
+        )
+    if state.rejected:
+        last = state.rejected[-1]
+        parts.append(f"{state.rejected_count} rejected messages, the last: {inert(last.reason, 160)}")
+    lines = [f"- {entry.at.strftime('%H:%M:%S')} {inert(entry.what, 160)}" for entry in state.timeline[-_SHOWN_LINES:]]
+    return "\n\n".join([*parts, "\n".join(lines)])
+
+
+def _money(state: RunState) -> str:
+    spend, limit = state.spend, state.budget.cost_micros
+    allowed = f" of {format_usd(limit)}" if limit is not None else ""
+    held = f", {format_usd(spend.unknown_micros)} held for attempts with unknown outcome" if spend.unknown_micros else ""
+    return f"{format_usd(spend.cost_micros)}{allowed}{held} · {spend.model_calls} model calls · {spend.tool_calls} tool calls"

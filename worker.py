@@ -1,0 +1,148 @@
+"""How is a worker put together? `python worker.py` runs one until SIGTERM or Ctrl-C.
+
+The composition root: settings → resources → activities → sandbox → Worker. Nobody imports it but tests.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+from temporalio.client import Client
+from temporalio.worker import Worker
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxMatcher, SandboxRestrictions
+
+from activities.agent_files import AgentFileError
+from activities.agents import AgentCatalog
+from activities.approvals import ApprovalActivities
+from activities.model_calls import ModelActivities
+from activities.postgres import Database, DatabaseError
+from activities.providers.anthropic import AnthropicProvider
+from activities.providers.interface import ModelProvider
+from activities.providers.openai import OpenAIProvider
+from activities.runs import RunActivities
+from activities.tool_calls import ToolActivities
+from durable_agents.client import AgentClient, NotReachable
+from durable_agents.domain.model_calls import Provider
+from durable_agents.settings import Settings, SettingsError, read_settings
+from workflows.agent_run import AgentRun
+
+WORKFLOWS = [AgentRun]
+OUT_OF_BOUNDS = ("activities", "starter", "worker", "anthropic", "openai", "asyncpg", "httpx2", "ruamel", "genai_prices")
+"""What a workflow may never import: I/O of ours and of others."""
+STICKY_TIMEOUT = timedelta(seconds=2)
+"""How long a workflow task waits for the worker that knows the run before any other takes it: part of the 8 s after a kill."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What activities need from outside, opened once per worker."""
+
+    database: Database
+    catalog: AgentCatalog
+    providers: dict[Provider, ModelProvider]
+
+
+def sandbox() -> SandboxedWorkflowRunner:
+    """Workflow modules are re-imported per run and watched; the pure kernel is passed through; I/O is refused."""
+    children = {name: SandboxMatcher(match_self=True) for name in OUT_OF_BOUNDS}
+    restrictions = SandboxRestrictions.default.with_passthrough_modules("durable_agents")
+    return SandboxedWorkflowRunner(
+        restrictions=SandboxRestrictions(
+            passthrough_modules=restrictions.passthrough_modules,
+            invalid_modules=SandboxMatcher(children=children),
+            invalid_module_members=restrictions.invalid_module_members,
+        )
+    )
+
+
+@asynccontextmanager
+async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
+    """Open database, agents and provider clients; close them at the end."""
+    if settings.database_url is None:
+        raise DatabaseError("DATABASE_URL is not set: give the durable_agents_app role's URL, or use `python -m starter dev`")
+    catalog = AgentCatalog.load(settings.agent_folders)
+    providers = open_providers(settings)
+    database = await Database.open(settings.database_url.get_secret_value())
+    try:
+        yield Resources(database, catalog, providers)
+    finally:
+        await asyncio.gather(database.close(), *(provider.close() for provider in providers.values()))
+
+
+def open_providers(settings: Settings) -> dict[Provider, ModelProvider]:
+    """A client for each provider there is a key for."""
+    providers: dict[Provider, ModelProvider] = {}
+    if settings.anthropic_api_key is not None:
+        providers["anthropic"] = AnthropicProvider(settings.anthropic_api_key.get_secret_value(), settings.anthropic_base_url)
+    if settings.openai_api_key is not None:
+        providers["openai"] = OpenAIProvider(settings.openai_api_key.get_secret_value(), settings.openai_base_url)
+    return providers
+
+
+def build_worker(temporal: Client, settings: Settings, resources: Resources, *, max_cached_workflows: int = 1000) -> Worker:
+    """A worker with every workflow and activity of this project."""
+    runs = RunActivities(resources.database, resources.catalog, resources.providers)
+    models = ModelActivities(resources.database, resources.providers)
+    tools = ToolActivities(resources.database, resources.catalog)
+    approvals = ApprovalActivities(temporal)
+    return Worker(
+        temporal,
+        task_queue=settings.task_queue,
+        workflows=WORKFLOWS,
+        activities=[runs.admit_run, runs.finish_run, models.call_model, tools.run_tool, approvals.find_arrival],
+        workflow_runner=sandbox(),
+        max_cached_workflows=max_cached_workflows,
+        max_concurrent_activities=settings.worker_concurrency,
+        sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
+        graceful_shutdown_timeout=settings.graceful_shutdown,
+    )
+
+
+async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
+    """Work until `stop` is set; running activities are let finish."""
+    client = await AgentClient.connect(task_queue=settings.task_queue)
+    async with open_resources(settings) as resources, build_worker(client.temporal, settings, resources):
+        agents = ", ".join(resources.catalog.names()) or "none"
+        sys.stdout.write(f"worker ready: task queue {settings.task_queue}, agents: {agents}, pid {os.getpid()}\n")
+        sys.stdout.flush()
+        await stop.wait()
+
+
+def main() -> int:
+    """Run a worker in this process. Exit code 0 after a stop, 3 when something it needs is not there, 2 for bad settings."""
+    try:
+        settings = read_settings()
+        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        asyncio.run(_until_signalled(settings))
+    except (SettingsError, AgentFileError) as error:
+        return _complain(error, 2)
+    except (DatabaseError, NotReachable) as error:
+        return _complain(error, 3)
+    return 0
+
+
+async def _until_signalled(settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await run_worker(settings, stop)
+
+
+def _complain(error: Exception, code: int) -> int:
+    sys.stderr.write(f"error: {error}\n")
+    return code
+
+
+if __name__ == "__main__":
+    exit_code = main()
+    sys.stdout.flush()
+    time.sleep(0.1)  # the SDK's threads abort the interpreter now and then when it ends at once (temporalio/sdk-python 300)
+    sys.exit(exit_code)

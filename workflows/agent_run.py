@@ -1,0 +1,324 @@
+"""How does one agent run go, from its admission to its one end?
+
+Read it with `model_turn`, `tool_turn` and `human_gate`. Only this module assigns the run's state.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Concatenate, ParamSpec, assert_never
+
+from pydantic import ValidationError
+from temporalio import workflow
+from temporalio.common import RawValue
+from temporalio.exceptions import ActivityError, ApplicationError
+
+from durable_agents import search_attributes
+from durable_agents.activity_contracts import AdmissionRequest, Ending, Refusal, admit_run, finish_run
+from durable_agents.domain import budgets, run_state, run_views
+from durable_agents.domain.approvals import MAX_MESSAGE_BYTES, Approval, ApprovalDecision, Standing
+from durable_agents.domain.canonical import inert
+from durable_agents.domain.failures import Failure, FailureKind
+from durable_agents.domain.identifiers import TenantId
+from durable_agents.domain.model_calls import ModelAnswer
+from durable_agents.domain.run_state import RunState
+from durable_agents.domain.runs import (
+    BudgetRaise,
+    BudgetView,
+    CancelRequest,
+    RunRequest,
+    RunResult,
+    RunStatus,
+    RunView,
+    TimelineEntry,
+)
+from durable_agents.domain.turns import Next, Step, after_model_call
+from workflows import activity_options, run_budget
+from workflows.model_turn import model_turn
+from workflows.tool_turn import tool_turn
+
+P = ParamSpec("P")
+MESSAGES_PER_EXECUTION = 1_500
+"""The server takes 2,000 updates and 10,000 signals of one execution; before that the run continues as new."""
+
+
+@workflow.defn(name="AgentRun")
+class AgentRun:
+    """One run of an agent.
+
+    Signals: `submit_approval` (a human's decision), `request_cancel`. Updates: `decide_approval` (the same decision, answered at
+    once), `raise_budget`. Queries: `status`, `pending_approvals`, `budget`, `timeline`. See docs/messages.md.
+    """
+
+    @workflow.init
+    def __init__(self, request: RunRequest, carried: RunState | None = None) -> None:
+        self.request = request
+        self.state = carried or RunState(started_at=workflow.info().workflow_start_time)
+        self._published: tuple[RunStatus, tuple[str, ...]] | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Must waiting stop: is a cancel requested, or the history full?"""
+        return self.state.cancel is not None or self._must_continue_as_new
+
+    def apply(self, transition: Callable[Concatenate[RunState, P], RunState], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Replace the state by what the transition makes of it, and show the change in the Web UI."""
+        self.state = transition(self.state, *args, **kwargs)
+        self._publish()
+
+    @workflow.run
+    async def run(self, request: RunRequest, carried: RunState | None = None) -> RunResult:
+        """Run to the one end. Temporal's own cancel is a `request_cancel`: the run stops at the next safe point."""
+        del request, carried  # `__init__` has them
+        life = asyncio.create_task(self._live())
+        try:
+            result = await asyncio.shield(life)
+        except asyncio.CancelledError:
+            if workflow.cancellation_reason() is None:
+                raise
+            self.apply(_cancelling, CancelRequest(reason=workflow.cancellation_reason() or "cancelled in Temporal"))
+            result = await life
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        if result.status is RunStatus.FAILED:
+            kind = result.failure.kind if result.failure is not None else FailureKind.INTERNAL
+            raise ApplicationError(result.explanation, result, type=kind, non_retryable=True)
+        return result
+
+    async def _live(self) -> RunResult:
+        try:
+            result = await self._until_the_end()
+        except ActivityError as error:
+            result = self._after_activity_error(error)
+        except Exception as error:  # noqa: BLE001 - a bug must end the run with its name, not leave it running for ever
+            workflow.logger.exception("a bug ended the run")
+            result = self._failed(Failure(kind=FailureKind.INTERNAL, message=inert(f"{type(error).__name__}: {error}", 300)))
+        self.apply(_ended, result)
+        ending = Ending(tenant=TenantId(self.request.tenant), result=result)
+        await workflow.execute_activity(finish_run, ending, **activity_options.finish_run(f"ended: {result.status}"))
+        return result
+
+    async def _until_the_end(self) -> RunResult:
+        if self.state.admitted is None and (refused := await self._admit()) is not None:
+            return refused
+        while True:
+            if self.state.calls and (end := await self._tools()) is not None:
+                return end
+            if self.state.cancel is not None:
+                return self._cancelled()
+            if self._must_continue_as_new:
+                await self._continue_as_new()
+            if (limit := run_budget.before_model_call(self.state, workflow.now())) is not None:
+                return self._exhausted(limit.explanation)
+            if (end := await self._ask_model()) is not None:
+                return end
+
+    async def _admit(self) -> RunResult | None:
+        admission = AdmissionRequest(request=self.request, first_execution=workflow.info().first_execution_run_id)
+        outcome = await workflow.execute_activity(
+            admit_run, admission, **activity_options.admit_run(f"{self.request.agent} for {self.request.user}")
+        )
+        if isinstance(outcome, Refusal):
+            return self._failed(outcome.failure)
+        self.apply(run_state.admitted, workflow.now(), outcome.terms)
+        return None
+
+    async def _ask_model(self) -> RunResult | None:
+        outcome = await model_turn(self)
+        if isinstance(outcome, ModelAnswer):
+            self.apply(run_state.answered, workflow.now(), outcome)
+        else:
+            self.apply(run_state.model_failed, workflow.now(), outcome)
+        following = after_model_call(self.state, outcome)
+        if following.step is Step.END and isinstance(outcome, ModelAnswer):
+            return self._completed(outcome)
+        return self._go_on(following)
+
+    def _go_on(self, following: Next) -> RunResult | None:
+        match following.step:
+            case Step.REPAIR:
+                self.apply(run_state.repairing, following.correction)
+            case Step.NEXT_MODEL:
+                self.apply(run_state.next_model, workflow.now())
+            case Step.BUDGET_EXHAUSTED:
+                return self._exhausted(following.failure.message if following.failure else "no money left")
+            case Step.FAIL | Step.END:
+                assert following.failure is not None
+                return self._failed(following.failure)
+            case Step.CALL_TOOLS | Step.ASK_AGAIN:
+                pass
+            case _:
+                assert_never(following.step)
+        return None
+
+    async def _tools(self) -> RunResult | None:
+        if (limit := run_budget.before_tool_calls(self.state, workflow.now())) is not None:
+            return self._exhausted(limit.explanation)
+        end = await tool_turn(self)
+        if end.ending is not None:
+            return self._result(end.ending, explanation=end.explanation)
+        if not end.interrupted:
+            self.apply(run_state.turn_over)
+            return None
+        if self.state.cancel is not None:
+            return self._cancelled()
+        if self._must_continue_as_new:
+            await self._continue_as_new()
+        return None  # the run's time is over: the next check says which
+
+    @property
+    def _must_continue_as_new(self) -> bool:
+        return workflow.info().is_continue_as_new_suggested() or self.state.messages_received >= MESSAGES_PER_EXECUTION
+
+    async def _continue_as_new(self) -> None:
+        """Ids and numbers go along; the input has been admitted and stays in PostgreSQL."""
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        request = self.request.model_copy(update={"input": {}})
+        workflow.continue_as_new(args=[request, run_state.carried(self.state)])
+
+    def _after_activity_error(self, error: ActivityError) -> RunResult:
+        limit = budgets.check_time(self.state.budget, self.state.elapsed(workflow.now()))
+        if limit is not None:
+            return self._exhausted(limit.explanation)
+        cause = error.cause
+        message = inert(f"{error.activity_type}: {cause or error}", 300)
+        mismatch = isinstance(cause, ApplicationError) and cause.type == FailureKind.CONSENT_MISMATCH
+        return self._failed(Failure(kind=FailureKind.CONSENT_MISMATCH if mismatch else FailureKind.INTERNAL, message=message))
+
+    def _completed(self, answer: ModelAnswer) -> RunResult:
+        degraded = self.state.model > 0
+        explanation = f"answered by {answer.model}, a fallback of the chain" if degraded else ""
+        status = RunStatus.DEGRADED if degraded else RunStatus.COMPLETED
+        result = self._result(status, explanation=explanation)
+        return result.model_copy(update={"output": answer.output, "output_artifact": answer.output_artifact})
+
+    def _exhausted(self, explanation: str) -> RunResult:
+        return self._result(RunStatus.BUDGET_EXHAUSTED, explanation=explanation)
+
+    def _cancelled(self) -> RunResult:
+        cancel = self.state.cancel
+        assert cancel is not None
+        return self._result(RunStatus.CANCELLED, explanation=f"cancelled by {cancel.by}: {cancel.reason or 'no reason given'}")
+
+    def _failed(self, failure: Failure) -> RunResult:
+        return self._result(RunStatus.FAILED, explanation=failure.message).model_copy(update={"failure": failure})
+
+    def _result(self, status: RunStatus, *, explanation: str) -> RunResult:
+        """The result of this end; unless the agent finished, its last words are the partial result."""
+        state = self.state
+        return RunResult(
+            run_id=self.request.run_id,
+            status=status,
+            output=state.last_text or None,
+            explanation=explanation,
+            agent_version=state.admitted.version if state.admitted is not None else None,
+            turns=state.turn,
+            spend=state.spend,
+        )
+
+    def _publish(self) -> None:
+        """Search attributes cost an event, so only when they change; the details are a query and cost nothing."""
+        status, pending = run_views.status(self.state), tuple(approval.id for approval in self.state.approvals)
+        workflow.set_current_details(run_views.markdown(self.state))
+        if (status, pending) == self._published:
+            return
+        self._published = (status, pending)
+        workflow.upsert_search_attributes(search_attributes.of_run(self.request.agent, self.request.tenant, status, pending))
+
+    @workflow.signal(
+        description="Decide a pending approval: {approval_id, decision: approve|deny, by, reason}. The first valid one wins; "
+        "a double changes nothing; a late or malformed one is kept among the rejected messages."
+    )
+    def submit_approval(self, payload: RawValue) -> None:
+        """A human's decision, by whatever sender: never lost, never fatal."""
+        self.apply(run_state.counted_message)
+        data = payload.payload.data
+        excerpt = inert(data[:200].decode(errors="replace"), 200)
+        if len(data) > MAX_MESSAGE_BYTES:
+            self._reject("submit_approval", f"{len(data)} bytes are no decision", excerpt)
+            return
+        try:
+            decision = ApprovalDecision.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            self._reject("submit_approval", f"{'.'.join(map(str, first['loc'])) or 'payload'}: {first['msg']}", excerpt)
+            return
+        self.apply(run_state.received, workflow.now(), "submit_approval", decision)
+
+    @workflow.update(
+        description="Decide a pending approval and learn at once whether it counts: {approval_id, decision, by, reason}. "
+        "Refused without a trace in history when it does not."
+    )
+    def decide_approval(self, decision: ApprovalDecision) -> str:
+        """The same decision as `submit_approval`; the validator has refused what does not count."""
+        self.apply(run_state.counted_message)
+        self.apply(run_state.received, workflow.now(), "decide_approval", decision)
+        return f"{decision.decision} counts for {decision.approval_id}"
+
+    @decide_approval.validator
+    def _validate_decision(self, decision: ApprovalDecision) -> None:
+        judgement = run_state.judged(self.state, workflow.now(), decision)
+        if judgement.standing is not Standing.COUNTS:
+            raise ApplicationError(judgement.reason, type="decision_refused", non_retryable=True)
+
+    @workflow.signal(description="Stop at the next safe point: {by, reason}. A double changes nothing.")
+    def request_cancel(self, payload: RawValue) -> None:
+        """Stop; also a malformed cancel cancels, for stopping must never fail on its wording."""
+        self.apply(run_state.counted_message)
+        try:
+            cancel = CancelRequest.model_validate_json(payload.payload.data or b"{}")
+        except ValidationError:
+            cancel = CancelRequest(reason="asked for by a malformed request")
+        self.apply(_cancelling, cancel)
+
+    @workflow.update(description="Raise limits of the budget: {budget: {cost_usd, turns, …}, by, reason}.")
+    def raise_budget(self, change: BudgetRaise) -> BudgetView:
+        """New, higher limits, for the very next step."""
+        self.apply(run_state.counted_message)
+        self.apply(run_state.budget_raised, workflow.now(), change)
+        return self.budget()
+
+    @raise_budget.validator
+    def _validate_raise(self, change: BudgetRaise) -> None:
+        if self.state.result is not None or self.state.admitted is None:
+            raise ApplicationError("the run is not at work", type="budget_refused", non_retryable=True)
+        if (limit := budgets.lowers(self.state.budget, change.budget)) is not None:
+            message = f"{limit} would not be raised: it is {getattr(self.state.budget, limit.value)} now"
+            raise ApplicationError(message, type="budget_refused", non_retryable=True)
+
+    @workflow.signal(dynamic=True, description="Any other signal is kept among the rejected messages.")
+    def unknown_signal(self, name: str, args: Sequence[RawValue]) -> None:
+        """A mistyped signal name must be visible to whoever sent it."""
+        self.apply(run_state.counted_message)
+        excerpt = inert(args[0].payload.data[:200].decode(errors="replace"), 200) if args else ""
+        self._reject(inert(name, 60), "there is no signal of this name; see docs/messages.md", excerpt)
+
+    @workflow.query(description="Where the run stands.")
+    def status(self) -> RunView:
+        """Where the run stands."""
+        return run_views.view(self.state, self.request)
+
+    @workflow.query(description="What the run waits for humans for.")
+    def pending_approvals(self) -> tuple[Approval, ...]:
+        """What the run waits for humans for."""
+        return self.state.approvals
+
+    @workflow.query(description="What the run may use and has used.")
+    def budget(self) -> BudgetView:
+        """What the run may use and has used."""
+        return run_views.budget_view(self.state, workflow.now())
+
+    @workflow.query(description="What happened, the last 200 lines.")
+    def timeline(self) -> tuple[TimelineEntry, ...]:
+        """What happened, oldest first."""
+        return self.state.timeline
+
+    def _reject(self, message: str, reason: str, excerpt: str) -> None:
+        self.apply(run_state.rejected, workflow.now(), message, reason, excerpt)
+
+
+def _cancelling(state: RunState, cancel: CancelRequest) -> RunState:
+    return state if state.cancel is not None else state.model_copy(update={"cancel": cancel})
+
+
+def _ended(state: RunState, result: RunResult) -> RunState:
+    changed = state.model_copy(update={"result": result, "approvals": ()})
+    return run_state.noted(changed, workflow.now(), f"ended: {result.status}")

@@ -1,0 +1,122 @@
+"""How does a run wait for a human, without a worker slot, until somebody decides or the deadline says no?"""
+
+from datetime import datetime, timedelta
+
+from temporalio import workflow
+
+from durable_agents.activity_contracts import ArrivalQuestion, find_arrival
+from durable_agents.domain import approvals, run_state
+from durable_agents.domain.approvals import Approval, Consent, Standing
+from durable_agents.domain.identifiers import ApprovalId, CallPath, UserId
+from durable_agents.domain.run_state import RunState
+from durable_agents.domain.tool_calls import ConsentNeeded
+from workflows import activity_options
+from workflows.run_budget import wall_deadline
+from workflows.run_scope import RunScope
+
+
+async def consent_for(run: RunScope, needed: ConsentNeeded, path: CallPath) -> Consent | None:
+    """Ask, and wait for the one outcome. None: waiting was interrupted, and the run decides what that means."""
+    opened = _approval(run, needed, path)
+    run.apply(run_state.asked, workflow.now(), opened)
+    run.apply(_waiting, 1)
+    try:
+        consent = await _outcome(run, needed.approval_id)
+    finally:
+        run.apply(_waiting, -1)
+    if consent is not None:
+        run.apply(run_state.closed, workflow.now(), consent)
+    return consent
+
+
+async def _outcome(run: RunScope, wanted: ApprovalId) -> Consent | None:
+    while True:
+        approval = run.state.approval(wanted)
+        assert approval is not None
+        if (decided := run.state.decided.get(wanted)) is not None:
+            return decided
+        if wanted in run.state.disputed:
+            await _arbitrate(run, approval)
+            continue
+        if run.interrupted or _out_of_time(run.state):
+            return None
+        if workflow.now() < approval.deadline:
+            await _wait(run, approval)
+            continue
+        following = approvals.escalated(approval, workflow.now())
+        if following is None:
+            return approvals.expiry(approval, workflow.now())
+        run.apply(run_state.escalated, workflow.now(), following)
+
+
+async def _wait(run: RunScope, approval: Approval) -> None:
+    """Until something about this approval changes, its deadline passes, or the run's own time is over."""
+    end = min(approval.deadline, wall_deadline(run.state) or approval.deadline)
+
+    def stirred() -> bool:
+        state = run.state
+        return approval.id in state.decided or approval.id in state.disputed or run.interrupted
+
+    try:
+        await workflow.wait_condition(
+            stirred,
+            timeout=max(end - workflow.now(), timedelta(0)),
+            timeout_summary=f"deadline of {approval.id}: {approval.title[:80]}",
+        )
+    except TimeoutError:
+        return
+
+
+async def _arbitrate(run: RunScope, approval: Approval) -> None:
+    """A decision was seen after the deadline: did it arrive before, while no worker was there to see it?"""
+    decision = run.state.disputed[approval.id]
+    question = ArrivalQuestion(
+        run_id=run.request.run_id,
+        execution=workflow.info().run_id,
+        decision=decision,
+        deadline=approval.deadline,
+    )
+    arrival = await workflow.execute_local_activity(find_arrival, question, **activity_options.FIND_ARRIVAL)
+    arrived = arrival.at
+
+    def settle(state: RunState) -> RunState:
+        undisputed = run_state.undisputed(state, approval.id)
+        if arrived is not None:
+            return run_state.received(undisputed, arrived, "submit_approval", decision)
+        following = approvals.escalated(approval, workflow.now())
+        if following is not None and approvals.judge(following, decision, workflow.now()).standing is Standing.COUNTS:
+            moved = run_state.escalated(undisputed, workflow.now(), following)
+            return run_state.received(moved, workflow.now(), "submit_approval", decision)
+        reason = approvals.judge(approval, decision, workflow.now()).reason
+        excerpt = f"{decision.decision} {decision.approval_id} by {decision.by}"
+        return run_state.rejected(undisputed, workflow.now(), "submit_approval", reason, excerpt)
+
+    run.apply(settle)
+
+
+def _approval(run: RunScope, needed: ConsentNeeded, path: CallPath) -> Approval:
+    now = workflow.now()
+    return Approval(
+        id=needed.approval_id,
+        kind=needed.approval_kind,
+        path=path,
+        tool=needed.tool,
+        title=needed.title,
+        facts=needed.facts,
+        model_says=needed.model_says,
+        digest=needed.digest,
+        policy_digest=needed.policy_digest,
+        requester=UserId(run.request.user),
+        ladder=needed.ladder,
+        requested_at=now,
+        deadline=now + needed.ladder.rungs[0].within,
+    )
+
+
+def _waiting(state: RunState, change: int) -> RunState:
+    return state.model_copy(update={"clock": state.clock.changed(workflow.now(), waiting=change)})
+
+
+def _out_of_time(state: RunState) -> bool:
+    deadline: datetime | None = wall_deadline(state)
+    return deadline is not None and workflow.now() >= deadline

@@ -1,0 +1,37 @@
+"""How does a run ask its model?"""
+
+from temporalio import workflow
+
+from durable_agents.activity_contracts import call_model
+from durable_agents.domain.budgets import allowance
+from durable_agents.domain.identifiers import TenantId
+from durable_agents.domain.model_calls import ModelCallRequest, ModelOutcome
+from workflows import activity_options
+from workflows.run_budget import time_left
+from workflows.run_scope import RunScope
+
+
+async def model_turn(run: RunScope) -> ModelOutcome:
+    """One logical model call. The conversation stays in PostgreSQL; ids and numbers go."""
+    state = run.state
+    assert state.admitted is not None
+    model = state.admitted.models[state.model]
+    request = ModelCallRequest(
+        tenant=TenantId(run.request.tenant),
+        run_id=run.request.run_id,
+        call=state.spend.model_calls + 1,
+        turn=state.turn + 1,
+        model=state.model,
+        allowance_micros=allowance(state.budget, state.spend),
+        correction=state.correction,
+    )
+    return await workflow.execute_activity(
+        call_model,
+        request,
+        **activity_options.model_call(
+            model,
+            time_left(state, workflow.now()),
+            activity_id=f"model-{request.call}",
+            summary=f"{model.model} · turn {request.turn}" + (" · told about its mistake" if request.correction else ""),
+        ),
+    )
