@@ -16,10 +16,11 @@ import pytest
 
 from starter.embedded.postgres import EmbeddedPostgres
 from starter.embedded.postgres_binaries import find_postgres
-from starter.embedded.postgres_files import PostgresUrls
+from starter.embedded.postgres_files import Passwords, PostgresUrls
 from starter.embedded.processes import EmbeddedServerError, port_problem
 from starter.embedded.roles import RolePasswords, ensure_roles
 from starter.embedded.servers import reset
+from starter.embedded.state import ServerLocks
 
 ROOT = Path(__file__).parents[2]
 SUPERVISOR = """
@@ -267,6 +268,24 @@ async def test_a_port_that_is_taken_between_the_look_and_the_start_is_replaced(s
 
         async with running(Racing(state)) as urls:
             assert port_of(urls.app) != busy.getsockname()[1]
+
+
+async def test_a_start_that_is_cancelled_leaves_no_server_behind(state: Path) -> None:
+    """Ctrl-C while it starts is no crash: there is time to put everything back."""
+    reached = asyncio.Event()
+
+    class Slow(EmbeddedPostgres):
+        async def _ensure_roles(self, passwords: Passwords, port: int) -> None:
+            reached.set()
+            await asyncio.Event().wait()
+
+    starting = asyncio.create_task(Slow(state).start())
+    await asyncio.wait_for(reached.wait(), 20)
+    assert ServerLocks(state, "postgres").server_alive()
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert not ServerLocks(state, "postgres").server_alive()
 
 
 async def test_a_server_that_dies_while_starting_tells_why(state: Path) -> None:

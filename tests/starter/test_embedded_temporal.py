@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.client import Client
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 from temporalio.service import RPCError
@@ -72,7 +74,12 @@ async def test_right_after_the_first_start_a_workflow_with_our_search_attributes
     """Ready means ready: a demo that fails in its first second, now and then, is worse than a slow one."""
     await start_workflow(address, "first")
     client = await Client.connect(address)
-    assert {pair.key.name for pair in ATTRIBUTES} == set(SEARCH_ATTRIBUTES)
+    asked = ListSearchAttributesRequest(namespace="default")
+    registered = (await client.operator_service.list_search_attributes(asked)).custom_attributes
+    types = {pair.key.name: IndexedValueType.Name(registered[pair.key.name]) for pair in ATTRIBUTES}
+    keyword = "INDEXED_VALUE_TYPE_KEYWORD"
+    assert types == {"AgentName": keyword, "Tenant": keyword, "AgentStatus": keyword, "PendingApprovals": f"{keyword}_LIST"}
+    assert types.keys() == SEARCH_ATTRIBUTES.keys()
     described = await client.get_workflow_handle("first").describe()
     assert described.typed_search_attributes[SearchAttributeKey.for_keyword_list("PendingApprovals")] == ["a1"]
 
