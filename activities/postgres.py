@@ -19,9 +19,11 @@ from durable_agents.domain.identifiers import TenantId
 
 if TYPE_CHECKING:
     Connection = PoolConnectionProxy[asyncpg.Record]
+    OwnConnection = asyncpg.Connection[asyncpg.Record]
     Pool = asyncpg.Pool[asyncpg.Record]
 else:  # the generic forms exist for type checkers only
     Connection = PoolConnectionProxy
+    OwnConnection = asyncpg.Connection
     Pool = asyncpg.Pool
 
 MIGRATIONS = Path(__file__).parent / "sql"
@@ -103,7 +105,7 @@ async def migrate(owner_dsn: str, folder: Path = MIGRATIONS) -> list[str]:
         await connection.close()
 
 
-async def _apply_missing(connection: asyncpg.Connection[asyncpg.Record], folder: Path) -> list[str]:
+async def _apply_missing(connection: OwnConnection, folder: Path) -> list[str]:
     await connection.execute(
         "create table if not exists schema_migration (version integer primary key, name text not null,"
         " sha256 text not null, applied_at timestamptz not null default now())"
@@ -161,7 +163,7 @@ async def _require_bound_role(connection: Connection) -> None:
         raise DatabaseError(f"role {row['rolname']} is {what}: give workers the durable_agents_app role in DATABASE_URL")
 
 
-async def _prepare(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+async def _prepare(connection: OwnConnection) -> None:
     await connection.set_type_codec("jsonb", encoder=_dump, decoder=json.loads, schema="pg_catalog")
 
 

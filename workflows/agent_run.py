@@ -20,7 +20,7 @@ from durable_agents.domain.canonical import inert
 from durable_agents.domain.failures import Failure, FailureKind
 from durable_agents.domain.identifiers import TenantId
 from durable_agents.domain.model_calls import ModelAnswer
-from durable_agents.domain.run_state import RunState
+from durable_agents.domain.run_state import RunInput, RunState
 from durable_agents.domain.runs import (
     BudgetRaise,
     BudgetView,
@@ -50,9 +50,9 @@ class AgentRun:
     """
 
     @workflow.init
-    def __init__(self, request: RunRequest, carried: RunState | None = None) -> None:
-        self.request = request
-        self.state = carried or RunState(started_at=workflow.info().workflow_start_time)
+    def __init__(self, request: RunInput) -> None:
+        self.request = request.asked()
+        self.state = request.carried or RunState(started_at=workflow.info().workflow_start_time)
         self._published: tuple[RunStatus, tuple[str, ...]] | None = None
 
     @property
@@ -66,9 +66,9 @@ class AgentRun:
         self._publish()
 
     @workflow.run
-    async def run(self, request: RunRequest, carried: RunState | None = None) -> RunResult:
+    async def run(self, request: RunInput) -> RunResult:
         """Run to the one end. Temporal's own cancel is a `request_cancel`: the run stops at the next safe point."""
-        del request, carried  # `__init__` has them
+        del request  # `__init__` has it
         life = asyncio.create_task(self._live())
         try:
             result = await asyncio.shield(life)
@@ -171,8 +171,8 @@ class AgentRun:
     async def _continue_as_new(self) -> None:
         """Ids and numbers go along; the input has been admitted and stays in PostgreSQL."""
         await workflow.wait_condition(workflow.all_handlers_finished)
-        request = self.request.model_copy(update={"input": {}})
-        workflow.continue_as_new(args=[request, run_state.carried(self.state)])
+        request = self.request.model_dump(exclude={"input"})
+        workflow.continue_as_new(RunInput(**request, carried=run_state.carried(self.state)))
 
     def _after_activity_error(self, error: ActivityError) -> RunResult:
         limit = budgets.check_time(self.state.budget, self.state.elapsed(workflow.now()))

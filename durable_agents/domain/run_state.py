@@ -13,7 +13,7 @@ from durable_agents.domain.approvals import Approval, ApprovalDecision, Consent,
 from durable_agents.domain.budgets import Budget, Elapsed, Spend, raised
 from durable_agents.domain.identifiers import ApprovalId
 from durable_agents.domain.model_calls import ContextSize, ModelAnswer, ModelFailure, RequestedCall
-from durable_agents.domain.runs import BudgetRaise, CancelRequest, RejectedMessage, RunResult, TimelineEntry
+from durable_agents.domain.runs import BudgetRaise, CancelRequest, RejectedMessage, RunRequest, RunResult, TimelineEntry
 from durable_agents.domain.tool_calls import ToolSettled
 
 TIMELINE_KEPT = 200
@@ -81,6 +81,16 @@ class RunState(BaseModel):
         """Time since the start, with and without waiting for humans."""
         wall = now - self.started_at
         return Elapsed(wall=wall, working=wall - self.clock.waited_until(now))
+
+
+class RunInput(RunRequest):
+    """What the workflow takes: a `RunRequest`, and after it continued as new, the state it goes on with."""
+
+    carried: RunState | None = None
+
+    def asked(self) -> RunRequest:
+        """The request alone."""
+        return RunRequest(**{name: getattr(self, name) for name in RunRequest.model_fields})
 
 
 def noted(state: RunState, now: datetime, what: str) -> RunState:
