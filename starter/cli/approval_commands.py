@@ -1,0 +1,149 @@
+"""How does a human find what waits for a decision, decide it, and learn whether the decision counted?"""
+
+import asyncio
+import shlex
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import Literal, assert_never
+
+from durable_agents.client import NotFound, NoWorker, RunHandle
+from durable_agents.domain.approvals import Approval
+from durable_agents.domain.identifiers import ApprovalId
+from durable_agents.domain.runs import RejectedMessage, RunView
+from durable_agents.search_attributes import PENDING_APPROVALS
+from starter.cli.connection import Connection, connect
+from starter.cli.exit_codes import CliError, ExitCode
+from starter.cli.inputs import read_name
+from starter.cli.options import Session
+from starter.cli.run_commands import ended_or_unknown
+from starter.cli.run_list import waiting_runs
+from starter.cli.screen import Screen
+from starter.cli.views import show_approval
+
+CONFIRM_WITHIN = timedelta(seconds=5)
+LOOK_EVERY = timedelta(milliseconds=200)
+
+
+async def pending(session: Session, run: str | None, tenant: str) -> ExitCode:
+    """Show what waits for humans, in one run or in all of a tenant."""
+    connection = await connect(session)
+    handles = [connection.handle(run, tenant)] if run else await _all_waiting(connection, read_name(tenant, "a tenant"))
+    found = [(handle, approval) for handle in handles for approval in await _asked_by(handle, alone=run is not None)]
+    screen = Screen(as_json=session.as_json)
+    for handle, approval in found:
+        show_approval(screen, handle.id, approval, connection.address)
+    if not found:
+        screen.line("nothing waits for a human")
+    screen.document([{"run_id": handle.id, "approval": approval.model_dump(mode="json")} for handle, approval in found])
+    return ExitCode.OK
+
+
+async def _all_waiting(connection: Connection, tenant: str) -> list[RunHandle]:
+    return [connection.client.get(run) async for run in waiting_runs(connection.client, tenant)]
+
+
+async def _asked_by(handle: RunHandle, *, alone: bool) -> tuple[Approval, ...]:
+    try:
+        return await handle.pending_approvals()
+    except NotFound:  # ended between the search and the look
+        if alone:
+            raise
+        return ()
+
+
+@dataclass(frozen=True)
+class Said:
+    """A decision as it was typed; without `approval`, the only one that waits is meant."""
+
+    verb: Literal["approve", "deny"]
+    run: str
+    approval: str | None
+    tenant: str
+    reason: str
+    by: str | None
+
+
+class Outcome(StrEnum):
+    """What became of a decision, as far as can be seen from here."""
+
+    COUNTED = "counted"
+    BEING_JUDGED = "being_judged"  # seen by a worker, e.g. it came near the deadline
+    STORED = "stored"  # no worker has seen it yet
+
+
+async def decide(session: Session, said: Said) -> ExitCode:
+    """Send a decision by signal, then say whether it counted."""
+    connection = await connect(session)
+    handle = connection.handle(said.run, said.tenant)
+    before = await _look(handle)
+    wanted = ApprovalId(said.approval) if said.approval else await _only_one(connection, handle, before)
+    try:
+        await (handle.approve if said.verb == "approve" else handle.deny)(wanted, reason=said.reason, by=said.by)
+    except NotFound as error:
+        raise await ended_or_unknown(handle, error) from None
+    outcome = await _seen(handle, wanted, before.rejected_messages) if before else Outcome.STORED
+    screen = Screen(as_json=session.as_json)
+    screen.line(_in_words(outcome, said.verb, wanted, handle))
+    screen.document({"run_id": handle.id, "approval_id": wanted, "decision": said.verb, "outcome": outcome})
+    return ExitCode.OK
+
+
+def _in_words(outcome: Outcome, verb: Literal["approve", "deny"], wanted: ApprovalId, handle: RunHandle) -> str:
+    match outcome:
+        case Outcome.COUNTED:
+            return f"{'approved' if verb == 'approve' else 'denied'} {wanted} of {handle.id}"
+        case Outcome.BEING_JUDGED:
+            return f"{verb} {wanted} has arrived in {handle.id} and is still being judged: look at `status`"
+        case Outcome.STORED:
+            return f"{verb} {wanted} is stored in {handle.id}; no worker is there to confirm it, it counts if it came in time"
+    assert_never(outcome)
+
+
+async def _look(handle: RunHandle) -> RunView | None:
+    """The run before the decision; None when no worker answers, which must not stop a decision."""
+    try:
+        return await handle.status()
+    except NoWorker:
+        return None
+
+
+async def _only_one(connection: Connection, handle: RunHandle, view: RunView | None) -> ApprovalId:
+    waiting = [one.id for one in view.pending_approvals] if view else await _waiting_by_server(connection, handle)
+    if len(waiting) == 1:
+        return waiting[0]
+    if not waiting:
+        raise CliError(f"nothing waits for a human in {handle.id}: look at `status`", ExitCode.NOT_FOUND)
+    see = shlex.join(["python", "-m", "starter", "pending", handle.id])
+    raise CliError(f"{len(waiting)} approvals wait in {handle.id} ({', '.join(waiting)}): name one, see `{see}`")
+
+
+async def _waiting_by_server(connection: Connection, handle: RunHandle) -> list[ApprovalId]:
+    """The ids the server itself knows, without a worker."""
+    description = await connection.client.temporal.get_workflow_handle(handle.id).describe()
+    return [ApprovalId(one) for one in description.typed_search_attributes.get(PENDING_APPROVALS) or ()]
+
+
+async def _seen(handle: RunHandle, wanted: ApprovalId, known: tuple[RejectedMessage, ...]) -> Outcome:
+    """Look for up to 5 s whether the decision counted.
+
+    Raises:
+        CliError: a worker has seen it, and it does not count.
+    """
+    outcome = Outcome.STORED
+    try:
+        async with asyncio.timeout(CONFIRM_WITHIN.total_seconds()):
+            while outcome is not Outcome.COUNTED:
+                outcome = _judged(handle, await handle.status(), wanted, known)
+                await asyncio.sleep(LOOK_EVERY.total_seconds())
+    except (TimeoutError, NoWorker):
+        pass
+    return outcome
+
+
+def _judged(handle: RunHandle, view: RunView, wanted: ApprovalId, known: tuple[RejectedMessage, ...]) -> Outcome:
+    for entry in view.rejected_messages:
+        if entry not in known and f" {wanted} " in entry.excerpt:
+            raise CliError(f"{handle.id} refused it ({entry.reason}): nothing was done, look at `status`", ExitCode.REFUSED)
+    still = any(one.id == wanted for one in view.pending_approvals)
+    return Outcome.BEING_JUDGED if still else Outcome.COUNTED

@@ -1,0 +1,92 @@
+"""What did the person type: which input, which limits?"""
+
+import sys
+from pathlib import Path
+
+from pydantic import JsonValue, TypeAdapter, ValidationError
+
+from durable_agents.domain.budgets import Budget, Limit
+from durable_agents.domain.canonical import parse_json
+from durable_agents.domain.identifiers import Name
+from durable_agents.domain.tools import describe_errors
+from starter.cli.exit_codes import CliError
+
+MAX_READ_BYTES = 8 * 1024 * 1024
+"""More is not even read; what a run may take is far less, and the kernel says how much."""
+_COUNTS = frozenset({Limit.INPUT_TOKENS, Limit.OUTPUT_TOKENS, Limit.MODEL_CALLS, Limit.TOOL_CALLS, Limit.TURNS})
+
+
+def read_input(source: str) -> dict[str, JsonValue]:
+    """The run's input from JSON itself, `@file`, or `-` for stdin.
+
+    Raises:
+        CliError: it cannot be read, or is no JSON object.
+    """
+    try:
+        value = parse_json(_text(source))
+    except ValueError as error:
+        raise CliError(f'--input is not JSON ({error}): give an object like \'{{"order": "A-1001"}}\', @file, or -') from None
+    if not isinstance(value, dict):
+        raise CliError(f"--input is {_kind(value)}, not a JSON object: put it under a name, like '{{\"order\": …}}'")
+    return value
+
+
+def _text(source: str) -> str | bytes:
+    if source == "-":
+        return _bounded(sys.stdin.read(MAX_READ_BYTES + 1).encode(errors="surrogateescape"))
+    if not source.startswith("@"):
+        return source
+    try:
+        with Path(source[1:]).open("rb") as file:
+            return _bounded(file.read(MAX_READ_BYTES + 1))
+    except OSError as error:
+        raise CliError(f"--input {source} cannot be read ({error.strerror}): check the path") from None
+
+
+def _bounded(read: bytes) -> bytes:
+    if len(read) > MAX_READ_BYTES:
+        raise CliError(f"--input has more than {MAX_READ_BYTES:,} bytes: pass large things by reference, e.g. a URL")
+    return read
+
+
+def _kind(value: JsonValue) -> str:
+    names = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def read_budget(text: str | None, option: str = "--budget") -> Budget | None:
+    """Limits written `name=value,name=value`, as a Budget; None when nothing was written.
+
+    Raises:
+        CliError: a name or a value is none.
+    """
+    if text is None:
+        return None
+    try:
+        return Budget.model_validate(dict(_limit(part.strip(), option) for part in text.split(",")))
+    except ValidationError as error:
+        raise CliError(f"{option}: {describe_errors(error)}: write limits like cost_usd=0.50,turns=10,wall_time=24h") from None
+
+
+def _limit(part: str, option: str) -> tuple[str, str | int]:
+    name, equals, value = part.partition("=")
+    if not equals or name not in set(Limit):
+        raise CliError(f"{option}: {part!r} is no limit: write name=value with one of {', '.join(Limit)}")
+    if name not in _COUNTS:
+        return name, value
+    try:
+        return name, int(value)
+    except ValueError:
+        raise CliError(f"{option}: {name} is a whole number, not {value!r}: write it like {name}=10") from None
+
+
+def read_name(value: str, what: str) -> str:
+    """A tenant's or agent's name; it goes into a search query, so nothing else may.
+
+    Raises:
+        CliError: it cannot be one.
+    """
+    try:
+        return TypeAdapter(Name).validate_python(value)
+    except ValidationError:
+        raise CliError(f"{value!r} is no name of {what}: use letters, digits and . _ -, at most 64") from None
