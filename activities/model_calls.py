@@ -151,7 +151,7 @@ class ModelActivities:
                     unknown_micros=opened.unknown_micros,
                     overrun_micros=overrun,
                     message_bytes=stored.size,
-                    head=digest(answer.message.model_dump(mode="json")),
+                    head=digest(answer.message.model_dump(mode="json"))[:16],
                     model=opened.model.model,
                     output=ended.value,
                     output_artifact=ended.artifact,

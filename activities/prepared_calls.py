@@ -11,7 +11,6 @@ from activities.heartbeat import fence
 from activities.postgres import Connection
 from activities.runs import RunRecord, load_run
 from durable_agents.domain.approvals import ApprovalKind, Ladder, approval_digest, approval_id
-from durable_agents.domain.artifacts import preview
 from durable_agents.domain.canonical import digest, escape_json, escape_text, inert, restore_json
 from durable_agents.domain.effects import Dispatch, effect_key
 from durable_agents.domain.identifiers import CallPath, Digest, EffectKey, call_path
@@ -20,7 +19,7 @@ from durable_agents.domain.model_calls import MAX_CALLS_PER_ANSWER
 from durable_agents.domain.tool_calls import ConsentNeeded, ToolCallRequest, ToolSettled, call_line, facts
 from durable_agents.domain.tools import Tool
 
-_PREVIEW = 160
+_PREVIEW = 100
 
 
 class SenselessCall(Exception):  # noqa: N818 - a judgement, not an error of ours
@@ -128,7 +127,7 @@ async def settle(
     )
     outcome = ToolSettled(
         result=result,
-        preview=preview(inert(text, 2 * _PREVIEW), _PREVIEW),
+        preview=inert(text, _PREVIEW),
         message_bytes=stored.size,
         rule=inert(rule, _PREVIEW),
         policy_digest=call.run.agent.policy_digest if result == "refused" else None,

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from durable_agents.domain.compact import Compact
 from durable_agents.domain.failures import Failure
 from durable_agents.domain.identifiers import Digest, Micros, RunId, TenantId
 from durable_agents.domain.prices import CallMaximum, Price, Usage, input_token_bound, maximum
@@ -85,10 +86,9 @@ def call_maximum(model: PinnedModel, index: int, context: ContextSize) -> CallMa
     return maximum(model.price, tokens, model.max_tokens)
 
 
-class ModelCallRequest(BaseModel):
+class ModelCallRequest(Compact):
     """Input of `call_model`: ids and numbers only, whatever the length of the conversation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     tenant: TenantId
     run_id: RunId
     call: int
@@ -113,10 +113,9 @@ class RequestedCall(BaseModel):
     """None when they are larger than 1 KiB, or no JSON object."""
 
 
-class ModelAnswer(BaseModel):
+class ModelAnswer(Compact):
     """A finished answer, recorded in the transcript as the message of its turn."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["answer"] = "answer"
     stop: StopReason
     text: str
@@ -129,7 +128,8 @@ class ModelAnswer(BaseModel):
     overrun_micros: Micros = Micros(0)
     """What the provider counted beyond the call's maximum."""
     message_bytes: int
-    head: Digest
+    head: str
+    """The first 16 hex digits of the digest of its message in the transcript."""
     model: str
     output: JsonValue = None
     """The run's output when this answer ends it and is at most 16 KiB, else see `output_artifact`."""
@@ -138,10 +138,9 @@ class ModelAnswer(BaseModel):
     """The answer is recorded, but it does not do: e.g. it does not fit the output schema."""
 
 
-class ModelFailure(BaseModel):
+class ModelFailure(Compact):
     """No answer, and trying the same again is not for this activity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["failure"] = "failure"
     failure: Failure
     usage: Usage | None = None

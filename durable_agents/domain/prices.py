@@ -8,6 +8,7 @@ from decimal import Decimal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from durable_agents.domain.compact import Compact
 from durable_agents.domain.identifiers import Micros
 
 MILLION = 1_000_000
@@ -44,10 +45,9 @@ class Price(BaseModel):
     """Where it comes from: `genai-prices <version>` or `agent.yaml`."""
 
 
-class Usage(BaseModel):
+class Usage(Compact):
     """Tokens of one answered call. `input_tokens` includes what was read from and written to a cache."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     input_tokens: int = Field(ge=0, le=10**9, strict=True)
     cached_input_tokens: int = Field(default=0, ge=0, le=10**9, strict=True)
     cache_write_tokens: int = Field(default=0, ge=0, le=10**9, strict=True)

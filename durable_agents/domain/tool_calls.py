@@ -6,13 +6,13 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from durable_agents.domain.approvals import ApprovalKind, Consent, Ladder
 from durable_agents.domain.canonical import inert
+from durable_agents.domain.compact import Compact
 from durable_agents.domain.identifiers import ApprovalId, Digest, RunId, TenantId
 
 
-class ToolCallRequest(BaseModel):
+class ToolCallRequest(Compact):
     """Input of `run_tool`. The arguments are read from the transcript, so nobody can swap them on the way."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     tenant: TenantId
     run_id: RunId
     turn: int
@@ -21,10 +21,9 @@ class ToolCallRequest(BaseModel):
     """The human decision this call waited for."""
 
 
-class ToolSettled(BaseModel):
+class ToolSettled(Compact):
     """The call is over, its result stands in the transcript for the model to read."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["settled"] = "settled"
     result: Literal["ok", "error", "refused"]
     """`error`: the tool failed; `refused`: the policy or a human said no, or the call made no sense."""

@@ -88,9 +88,9 @@ class World:
     shop_url: str
     http: httpx2.AsyncClient
 
-    def worker(self) -> Worker:
+    def worker(self, *, cached: int = 0) -> Worker:
         """A worker that replays every run from its history at each task, so that nothing hides in a cache."""
-        return build_worker(self.client.temporal, self.settings, self.resources, max_cached_workflows=0)
+        return build_worker(self.client.temporal, self.settings, self.resources, max_cached_workflows=cached)
 
     async def script(self, script: JsonValue) -> None:
         """What the stand-in model answers from now on."""
