@@ -4,12 +4,15 @@ from decimal import ROUND_CEILING
 
 import genai_prices
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from activities.prices import model_known, price_of
 from durable_agents.domain.model_calls import Provider
 from durable_agents.domain.prices import Usage, cost
+
+UNHURRIED = settings(deadline=None)
+"""A busy machine is no finding."""
 
 MODELS: tuple[tuple[Provider, str], ...] = (
     ("anthropic", "claude-haiku-5-5"),
@@ -27,6 +30,7 @@ MODELS: tuple[tuple[Provider, str], ...] = (
 )
 
 
+@UNHURRIED
 @given(data=st.data(), of=st.sampled_from(MODELS))
 def test_a_call_costs_what_the_price_list_says_to_the_micro_dollar(data: st.DataObject, of: tuple[Provider, str]) -> None:
     """The ledger must not be below the provider's bill, tiers and cache traffic included."""

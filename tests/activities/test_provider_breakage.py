@@ -14,10 +14,12 @@ from activities.providers.interface import MAX_RESPONSE_BYTES
 from durable_agents.domain.failures import Billed
 from durable_agents.domain.failures import FailureKind as K
 from durable_agents.domain.model_calls import Provider
-from tests.activities.provider_stub import Respond, endless, fail, head, raw, reset, text_body
+from tests.activities.provider_stub import Respond, client, endless, fail, head, raw, reply, request, reset, stub, text_body
 
 PROVIDERS: tuple[Provider, ...] = ("anthropic", "openai")
 both = pytest.mark.parametrize("provider", PROVIDERS)
+IMPATIENT = timedelta(seconds=0.8)
+"""Long enough for the request to arrive on a busy machine."""
 HTML = b"<html><body><h1>Bad gateway</h1></body></html>"
 GARBAGE: dict[str, tuple[Respond, K]] = {
     "HTML 502": (raw(502, HTML, "text/html"), K.PROVIDER_ERROR),
@@ -85,7 +87,7 @@ async def test_a_body_that_drips_ends_with_the_total_time(provider: Provider) ->
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(never.wait(), 0.02)
 
-    failure = await fail(provider, endless(b" ", drip), total=timedelta(seconds=0.3))
+    failure = await fail(provider, endless(b" ", drip), total=IMPATIENT)
     assert (failure.failure.kind, failure.billed) == (K.PROVIDER_TIMEOUT, Billed.UNKNOWN)
 
 
@@ -98,6 +100,16 @@ async def test_silence_ends_with_the_total_time(provider: Provider) -> None:
         heard.set()
         await never.wait()
 
-    failure = await fail(provider, silent, total=timedelta(seconds=0.3))
+    failure = await fail(provider, silent, total=IMPATIENT)
     assert heard.is_set()
     assert (failure.failure.kind, failure.billed) == (K.PROVIDER_TIMEOUT, Billed.UNKNOWN)
+
+
+@both
+async def test_compression_is_declined(provider: Provider) -> None:
+    """The cap counts bytes as they arrive; a few kilobytes could unpack to gigabytes behind it."""
+    async with stub(reply(200, text_body(provider, "Hi."))) as server:
+        model = client(provider, server.port)
+        await model.complete(request(provider))
+        await model.close()
+    assert server.received[0].headers["accept-encoding"] == "identity"

@@ -3,13 +3,16 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
 from activities.providers.classification import MAX_RETRY_AFTER, Lost, Reply, lost, readable_id, refused, retry_after
 from activities.providers.interface import ProviderFailure
 from durable_agents.domain.failures import Billed, FailureKind
+
+UNHURRIED = settings(deadline=None)
+"""A busy machine is no finding."""
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 _JSON: st.SearchStrategy[JsonValue] = st.recursive(
@@ -24,6 +27,7 @@ _ERRORS = st.fixed_dictionaries(
 _HEADERS = st.dictionaries(st.sampled_from(["retry-after", "retry-after-ms", "x-should-retry"]), st.text())
 
 
+@UNHURRIED
 @given(status=st.integers(100, 999), body=_JSON | _ERRORS, headers=_HEADERS)
 def test_whatever_is_sent_becomes_one_classified_line(status: int, body: JsonValue, headers: dict[str, str]) -> None:
     """An exception while classifying an exception would end the run as a bug of ours."""

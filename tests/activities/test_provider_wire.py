@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
@@ -12,6 +12,9 @@ from activities.providers import anthropic_wire, openai_wire
 from activities.providers.wire import Object, wire_id, wire_json, wire_name, wire_text
 from durable_agents.domain.canonical import canonical_json, escape_json, escape_text
 from durable_agents.domain.messages import Block, Message, OpaqueBlock, TextBlock, ToolCallBlock, ToolResultBlock
+
+UNHURRIED = settings(deadline=None)
+"""A busy machine is no finding."""
 
 _TEXT = st.text(st.characters(exclude_categories=()), max_size=20)  # lone surrogates included
 _JSON: st.SearchStrategy[JsonValue] = st.recursive(
@@ -38,6 +41,7 @@ _ANSWER = st.fixed_dictionaries(
 )
 
 
+@UNHURRIED
 @given(body=_ANSWER)
 def test_any_body_is_a_storable_answer_or_a_value_error(body: Object) -> None:
     """Any other exception is a bug of ours that ends a run; an unstorable answer ends every later write of it."""
@@ -64,6 +68,7 @@ _MESSAGES = st.lists(
 )
 
 
+@UNHURRIED
 @given(messages=_MESSAGES)
 def test_roles_alternate_and_no_message_to_anthropic_is_empty(messages: list[Message]) -> None:
     """Anthropic refuses anything else, and a refused conversation can never be continued."""
@@ -73,6 +78,7 @@ def test_roles_alternate_and_no_message_to_anthropic_is_empty(messages: list[Mes
     assert all(message["content"] for message in wire)
 
 
+@UNHURRIED
 @given(messages=_MESSAGES)
 def test_every_conversation_can_be_sent_as_utf_8(messages: list[Message]) -> None:
     """A lone surrogate would fail inside the SDK, on every try, for ever."""
@@ -80,6 +86,7 @@ def test_every_conversation_can_be_sent_as_utf_8(messages: list[Message]) -> Non
         json.dumps(to_wire(messages), ensure_ascii=False, allow_nan=False).encode()
 
 
+@UNHURRIED
 @given(text=st.text())
 def test_a_text_that_utf_8_can_carry_reaches_the_model_unchanged(text: str) -> None:
     """Storage is our matter; the model and the user must not notice it."""
@@ -87,6 +94,7 @@ def test_a_text_that_utf_8_can_carry_reaches_the_model_unchanged(text: str) -> N
     assert wire_json(escape_json([{text: text}])) == [{text: text}]
 
 
+@UNHURRIED
 @given(call_id=_TEXT, tool=_TEXT)
 def test_ids_and_names_are_valid_for_both_providers(call_id: str, tool: str) -> None:
     """One invented name or foreign id in the transcript must not make every later call invalid."""

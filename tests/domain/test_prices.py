@@ -3,7 +3,7 @@
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -18,6 +18,9 @@ from durable_agents.domain.prices import (
     maximum,
     usd_to_micros,
 )
+
+UNHURRIED = settings(deadline=None)
+"""A busy machine is no finding."""
 
 _RATE = st.integers(0, 200_000_000)
 _RATES = st.builds(Rates, input=_RATE, cached_input=_RATE, cache_write=_RATE, output=_RATE)
@@ -49,6 +52,7 @@ def usages(draw: st.DrawFn) -> Usage:
     )
 
 
+@UNHURRIED
 @given(price=_PRICES, usage=usages(), spare_input=st.integers(0, 10_000), spare_output=st.integers(0, 10_000))
 def test_no_call_costs_more_than_its_maximum(price: Price, usage: Usage, spare_input: int, spare_output: int) -> None:
     """The hold is taken from the maximum before the request leaves; a call that costs more is an overspent budget."""
