@@ -12,7 +12,7 @@ from durable_agents.domain.approvals import Approval
 from durable_agents.domain.identifiers import ApprovalId
 from durable_agents.domain.runs import RejectedMessage, RunView
 from durable_agents.search_attributes import PENDING_APPROVALS
-from starter.cli.connection import Connection, connect
+from starter.cli.connection import Connection, connect, connect_to_run
 from starter.cli.exit_codes import CliError, ExitCode
 from starter.cli.inputs import read_name
 from starter.cli.options import Session
@@ -27,20 +27,26 @@ LOOK_EVERY = timedelta(milliseconds=200)
 
 async def pending(session: Session, run: str | None, tenant: str) -> ExitCode:
     """Show what waits for humans, in one run or in all of a tenant."""
-    connection = await connect(session)
-    handles = [connection.handle(run, tenant)] if run else await _all_waiting(connection, read_name(tenant, "a tenant"))
+    address, handles = await _one_run(session, run, tenant) if run else await _waiting_ones(session, tenant)
     found = [(handle, approval) for handle in handles for approval in await _asked_by(handle, alone=run is not None)]
     screen = Screen(as_json=session.as_json)
     for handle, approval in found:
-        show_approval(screen, handle.id, approval, connection.address)
+        show_approval(screen, handle.id, approval, address)
     if not found:
         screen.line("nothing waits for a human")
     screen.document([{"run_id": handle.id, "approval": approval.model_dump(mode="json")} for handle, approval in found])
     return ExitCode.OK
 
 
-async def _all_waiting(connection: Connection, tenant: str) -> list[RunHandle]:
-    return [connection.client.get(run) async for run in waiting_runs(connection.client, tenant)]
+async def _one_run(session: Session, run: str, tenant: str) -> tuple[str | None, list[RunHandle]]:
+    connection, handle = await connect_to_run(session, run, tenant)
+    return connection.address, [handle]
+
+
+async def _waiting_ones(session: Session, tenant: str) -> tuple[str | None, list[RunHandle]]:
+    wanted = read_name(tenant, "a tenant")
+    connection = await connect(session)
+    return connection.address, [connection.client.get(run) async for run in waiting_runs(connection.client, wanted)]
 
 
 async def _asked_by(handle: RunHandle, *, alone: bool) -> tuple[Approval, ...]:
@@ -74,8 +80,7 @@ class Outcome(StrEnum):
 
 async def decide(session: Session, said: Said) -> ExitCode:
     """Send a decision by signal, then say whether it counted."""
-    connection = await connect(session)
-    handle = connection.handle(said.run, said.tenant)
+    connection, handle = await connect_to_run(session, said.run, said.tenant)
     before = await _look(handle)
     wanted = ApprovalId(said.approval) if said.approval else await _only_one(connection, handle, before)
     try:

@@ -37,14 +37,6 @@ class Connection:
             return None
         return f"{self.ui}/namespaces/{quote(self.client.temporal.namespace, safe='')}/workflows/{quote(run, safe='')}"
 
-    def handle(self, run: str, tenant: str) -> RunHandle:
-        """The run of a full id, or of a key and its tenant.
-
-        Raises:
-            CliError: neither can be one.
-        """
-        return self.client.get(full_run_id(run, tenant))
-
 
 async def connect(session: Session) -> Connection:
     """Connect to the server that is meant.
@@ -58,6 +50,17 @@ async def connect(session: Session) -> Connection:
     address = session.address or (found.temporal_address if found else None)
     client = await AgentClient.connect(address, task_queue=settings.task_queue, identity=settings.identity or None)
     return Connection(client=client, settings=settings, ui=found.temporal_ui if found else None, address=session.address)
+
+
+async def connect_to_run(session: Session, run: str, tenant: str) -> tuple[Connection, RunHandle]:
+    """Connect, and take the run of a full id, or of a key and its tenant.
+
+    Raises:
+        CliError: neither can be one; nothing was connected to.
+    """
+    wanted = full_run_id(run, tenant)
+    connection = await connect(session)
+    return connection, connection.client.get(wanted)
 
 
 def servers_of_dev(settings: Settings) -> RunningServers | None:

@@ -59,7 +59,7 @@ async def _everything_else(session: Session) -> list[Check]:
     except SettingsError as error:
         return [Check("settings", good=False, found=str(error))]
     checks = [Check("settings", good=True, found="every DURABLE_AGENTS_* name is known")]
-    return [*checks, *await _temporal(session, settings), await _database(settings), _agents(settings)]
+    return [*checks, *await _temporal(session, settings), await _database(settings), _agents(settings), _models(settings)]
 
 
 async def _temporal(session: Session, settings: Settings) -> list[Check]:
@@ -119,3 +119,12 @@ def _agents(settings: Settings) -> Check:
     problem = problem_of(settings.agent_folders)
     names = ", ".join(agent.name for agent in find_agents(settings.agent_folders)) or "none"
     return Check("agents", good=not problem, found=problem or f"{names} in {settings.agents_path}")
+
+
+def _models(settings: Settings) -> Check:
+    """Only whether there are keys: to ask a provider would cost money, and the worker may have others."""
+    keys = {"ANTHROPIC_API_KEY": settings.anthropic_api_key, "OPENAI_API_KEY": settings.openai_api_key}
+    there = [name for name, key in keys.items() if key is not None]
+    if there:
+        return Check("model keys", good=True, found=", ".join(there))
+    return Check("model keys", good=None, found="none set here", remedy=f"a worker needs {' or '.join(keys)}; `demo` needs none")

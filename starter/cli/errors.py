@@ -1,7 +1,5 @@
 """Which exit code and which one line belong to an error that a command did not deal with itself?"""
 
-import asyncio
-
 from temporalio.client import RPCTimeoutOrCancelledError
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -25,8 +23,6 @@ _KNOWN: dict[type[BaseException], ExitCode] = {
 
 def explain(error: BaseException) -> tuple[ExitCode, str]:
     """The exit code of an error, and `cause: remedy`."""
-    if isinstance(error, KeyboardInterrupt | asyncio.CancelledError):
-        return ExitCode.INTERRUPTED, "interrupted: runs go on without the command line, `runs` lists them"
     for kind, code in _KNOWN.items():
         if isinstance(error, kind):
             return code, str(error)

@@ -19,7 +19,10 @@ def main(arguments: Sequence[str]) -> ExitCode:
     """Run one command and say how it ended. Never raises, never prints a traceback unless `--debug` is among the arguments."""
     wanted = [argument for argument in arguments if argument != DEBUG]  # wherever it stands: people append it
     try:
-        return ExitCode(app(wanted, standalone_mode=False, prog_name=PROGRAM) or ExitCode.OK)
+        ended = app(wanted, standalone_mode=False, prog_name=PROGRAM)
+        if ended == ExitCode.INTERRUPTED and not isinstance(ended, ExitCode):
+            raise KeyboardInterrupt  # typer made a number of it
+        return ExitCode(ended or ExitCode.OK)
     except BaseException as error:  # noqa: BLE001 - the one place where every error becomes an exit code
         if DEBUG in arguments:
             traceback.print_exc()
@@ -35,6 +38,8 @@ def _explain(error: BaseException) -> tuple[ExitCode, str]:
         return error.code, str(error)
     if isinstance(error, typer.Abort | EOFError):
         return ExitCode.INTERRUPTED, "nobody answered: nothing was decided, run the command again"
+    if isinstance(error, KeyboardInterrupt):
+        return ExitCode.INTERRUPTED, "interrupted: runs go on without the command line, `runs` lists them"
     from starter.cli.errors import explain  # noqa: PLC0415 - import time: its exceptions live in heavy packages
 
     return explain(error)

@@ -1,11 +1,17 @@
 """How does a person start runs, look at them, change their budget and cancel them?"""
 
+import getpass
 import shlex
+import uuid
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from durable_agents.client import InvalidRequest, NotFound, RunHandle
-from durable_agents.domain.runs import RunResult, RunStatus
-from starter.cli.connection import Connection, connect
+from durable_agents.domain.runs import RunRequest, RunResult, RunStatus
+from durable_agents.domain.tools import describe_errors
+from durable_agents.settings import read_settings
+from starter.cli.connection import Connection, connect, connect_to_run
 from starter.cli.exit_codes import CliError, ExitCode
 from starter.cli.follow import ENDINGS, Follower
 from starter.cli.inputs import read_budget, read_input
@@ -30,11 +36,9 @@ class Start:
 
 async def start(session: Session, asked: Start) -> ExitCode:
     """Start a run, or find the one of this key, and follow it if wanted."""
-    given, budget = read_input(asked.input), read_budget(asked.budget)
+    request = _request(asked)
     connection = await connect(session)
-    handle = await connection.client.start_new(
-        asked.agent, given, tenant=asked.tenant, user=asked.user, idempotency_key=asked.key, budget=budget
-    )
+    handle = await connection.client.start(request)
     screen = Screen(as_json=session.as_json)
     url = connection.run_url(handle.id)
     screen.line(f"started {handle.id}" + (f", see {url}" if url else ""), "bold")
@@ -46,10 +50,24 @@ async def start(session: Session, asked: Start) -> ExitCode:
     return ExitCode.OK
 
 
+def _request(asked: Start) -> RunRequest:
+    """What was typed, checked before anything is connected to."""
+    try:
+        return RunRequest(
+            agent=asked.agent,
+            input=read_input(asked.input),
+            tenant=asked.tenant,
+            user=asked.user or read_settings().identity or getpass.getuser(),
+            idempotency_key=asked.key or uuid.uuid4().hex,
+            budget=read_budget(asked.budget),
+        )
+    except ValidationError as error:
+        raise CliError(f"{describe_errors(error)}: correct it, nothing was started") from None
+
+
 async def watch(session: Session, run: str, tenant: str) -> ExitCode:
     """Follow a run until it ends."""
-    connection = await connect(session)
-    return await _follow(session, connection, connection.handle(run, tenant))
+    return await _follow(session, *await connect_to_run(session, run, tenant))
 
 
 async def _follow(session: Session, connection: Connection, handle: RunHandle) -> ExitCode:
@@ -68,8 +86,8 @@ def _ending(result: RunResult) -> ExitCode:
 
 async def status(session: Session, run: str, tenant: str) -> ExitCode:
     """Say where a run stands."""
-    connection = await connect(session)
-    view = await connection.handle(run, tenant).status()
+    connection, handle = await connect_to_run(session, run, tenant)
+    view = await handle.status()
     screen = Screen(as_json=session.as_json)
     show_status(screen, view, connection.run_url(view.run_id))
     screen.document(view)
@@ -78,8 +96,7 @@ async def status(session: Session, run: str, tenant: str) -> ExitCode:
 
 async def cancel(session: Session, run: str, tenant: str, *, reason: str, by: str | None) -> ExitCode:
     """Ask a run to stop at the next safe point."""
-    connection = await connect(session)
-    handle = connection.handle(run, tenant)
+    _, handle = await connect_to_run(session, run, tenant)
     try:
         await handle.cancel(reason=reason, by=by)
     except NotFound as error:
@@ -93,8 +110,7 @@ async def cancel(session: Session, run: str, tenant: str, *, reason: str, by: st
 async def budget(session: Session, run: str, tenant: str, *, raise_to: str | None, reason: str, by: str | None) -> ExitCode:
     """Show a run's budget, raised before if wanted."""
     limits = read_budget(raise_to, "--raise")
-    connection = await connect(session)
-    handle = connection.handle(run, tenant)
+    _, handle = await connect_to_run(session, run, tenant)
     try:
         view = await (handle.budget() if limits is None else handle.raise_budget(limits, reason=reason, by=by))
     except InvalidRequest as error:

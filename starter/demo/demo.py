@@ -59,7 +59,9 @@ async def demo(*, yes: bool) -> ExitCode:
             raise CliError(
                 f"{what}: look into the logs in {folder}, then start the demo again", ExitCode.NOT_REACHABLE
             ) from error
-    return ExitCode.INTERRUPTED if ended is None else ended
+    if ended is None:
+        raise CliError("interrupted: everything the demo started is stopped, start it again any time", ExitCode.INTERRUPTED)
+    return ended
 
 
 async def _play(screen: Screen, settings: Settings, folder: Path, *, yes: bool) -> ExitCode:
