@@ -121,7 +121,7 @@ class Child:
         )
         if self._ready.done():
             return
-        last = self._said or "it said nothing"
+        last = self._said.removeprefix("error: ") or "it said nothing"
         if not self._listening.done():
             raise ChildEndedError(f"the {self._program.name} was not ready within {READY_WITHIN.total_seconds():.0f} s ({last})")
         raise ChildEndedError(f"the {self._program.name} ended while starting ({last})")

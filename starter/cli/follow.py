@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import timedelta
 
 from durable_agents.client import AgentError, NotFound, NotReachable, NoWorker, RunHandle
@@ -13,7 +14,7 @@ from starter.cli.screen import Screen
 from starter.cli.views import show_approval
 
 LOOK_EVERY = timedelta(milliseconds=400)
-NO_WORKER_PATIENCE = timedelta(seconds=30)
+PATIENCE = timedelta(seconds=30)
 """How long nobody may answer before following is given up; a worker that died is back within 8 s."""
 
 ENDINGS = {
@@ -51,7 +52,8 @@ class Follower:
         """Follow the run until it ended.
 
         Raises:
-            CliError: no worker answered for half a minute, or the run was terminated from outside.
+            CliError: the run was terminated from outside.
+            NoWorker: nobody answered for half a minute.
             NotFound: there is no such run.
             NotReachable: the server is gone.
         """
@@ -61,12 +63,9 @@ class Follower:
                 while not ending.done():
                     await self._look(busy, on_look)
                     await asyncio.wait({ending}, timeout=LOOK_EVERY.total_seconds())
-                await self._look(busy, None)
-            return await ending
-        except (NotFound, NotReachable, NoWorker):
-            raise
-        except AgentError as error:
-            raise CliError(str(error), ExitCode.FAILED) from error
+            with suppress(AgentError):  # the result is there; what else happened is only nice to know
+                self._show(await self._handle.status(), await self._handle.timeline())
+            return await _result(ending)
         finally:
             ending.cancel()
 
@@ -74,8 +73,10 @@ class Follower:
         try:
             view = await self._handle.status()
             timeline = await self._handle.timeline()
-        except NoWorker as error:
-            self._nobody_answers(error)
+        except (NotFound, NotReachable):
+            raise
+        except AgentError as error:
+            self._no_answer(error)
             return
         self._silent_since = None
         self._show(view, timeline)
@@ -93,13 +94,23 @@ class Follower:
                 self._announced.add((approval.id, approval.rung))
                 show_approval(self._screen, self._handle.id, approval, self._address)
 
-    def _nobody_answers(self, error: NoWorker) -> None:
+    def _no_answer(self, error: AgentError) -> None:
         now = asyncio.get_running_loop().time()
         if self._silent_since is None:
             self._silent_since = now
-            self._screen.line("no worker answers; the run is stored and goes on when one does", "yellow")
-        elif now - self._silent_since > NO_WORKER_PATIENCE.total_seconds():
+            why = "no worker answers" if isinstance(error, NoWorker) else str(error)
+            self._screen.line(f"{why}; the run is stored and goes on when a worker answers", "yellow")
+        elif now - self._silent_since > PATIENCE.total_seconds():
             raise error
+
+
+async def _result(ending: asyncio.Task[RunResult]) -> RunResult:
+    try:
+        return await ending
+    except (NotFound, NotReachable):
+        raise
+    except AgentError as error:  # terminated from outside
+        raise CliError(str(error), ExitCode.FAILED) from error
 
 
 def _after(last: TimelineEntry | None, timeline: tuple[TimelineEntry, ...]) -> tuple[TimelineEntry, ...]:

@@ -23,6 +23,8 @@ def main(arguments: Sequence[str]) -> ExitCode:
         if ended == ExitCode.INTERRUPTED and not isinstance(ended, ExitCode):
             raise KeyboardInterrupt  # typer made a number of it
         return ExitCode(ended or ExitCode.OK)
+    except (BrokenPipeError, SystemExit):  # who read it has seen enough (`| head`); rich makes a SystemExit of that
+        return ExitCode.OK
     except BaseException as error:  # noqa: BLE001 - the one place where every error becomes an exit code
         if DEBUG in arguments:
             traceback.print_exc()

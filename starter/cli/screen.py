@@ -28,10 +28,12 @@ class Screen:
 
     Args:
         as_json: keep stdout for the one document.
+        live: whether a line may move at the bottom of a terminal; not where a person is to type there.
     """
 
-    def __init__(self, *, as_json: bool = False) -> None:
+    def __init__(self, *, as_json: bool = False, live: bool = True) -> None:
         self._as_json = as_json
+        self._live = live
         self._console = _console(stderr=as_json)
 
     @property
@@ -68,7 +70,7 @@ class Screen:
     @contextmanager
     def busy(self, doing: str) -> Iterator[Callable[[str], None]]:
         """A line at the bottom of a terminal while something is waited for; gives the function that changes it."""
-        if not self.is_terminal:
+        if not (self._live and self.is_terminal):
             yield lambda _: None
             return
         with self._console.status(shown(doing)) as status:

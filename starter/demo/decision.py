@@ -43,7 +43,7 @@ class Decider:
         by = APPROVER if self._yes or same_person(self._person, approval.requester) else self._person
         self.approved = self._yes or await self._asked(by)
         send = self._handle.approve if self.approved else self._handle.deny
-        await send(approval.id, by=by, reason="demo")
+        await send(approval.id, by=by, reason="decided in the demo")
         self._screen.line(f"{by} {'approves' if self.approved else 'denies'} {approval.id} by signal", "bold")
 
     async def _asked(self, by: str) -> bool:

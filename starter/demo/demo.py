@@ -53,7 +53,7 @@ async def demo(*, yes: bool) -> ExitCode:
     prepare_state_folder(folder)
     with stopped_by_signals() as stop:
         try:
-            ended = await stop.before(_play(Screen(), settings, folder, yes=yes))
+            ended = await stop.before(_play(Screen(live=yes), settings, folder, yes=yes))
         except (ChildEndedError, httpx2.HTTPError) as error:
             what = str(error) or f"the shop was not asked within {SHOP_LIMIT.total_seconds():.0f} s"
             raise CliError(

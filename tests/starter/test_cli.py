@@ -172,6 +172,13 @@ def test_a_traceback_is_there_for_who_asks() -> None:
     assert answer.err.splitlines()[-1].startswith("error: no Temporal server answers")
 
 
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """`agents | head -1` is how people look at things; it must not end in an error line."""
+    command = f"{sys.executable} -m starter agents | (exec 0<&-)"
+    ended = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (ExitCode.OK, "")
+
+
 def test_the_page_of_exit_codes_is_the_enum() -> None:
     """Scripts are written from the page."""
     page = (ROOT / "docs" / "exit-codes.md").read_text()
