@@ -85,6 +85,7 @@ async def started(*arguments: str, **environment: str) -> AsyncIterator[Process]
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # as in a terminal: Ctrl-C goes to all of its group, and not to the tests
     )
     try:
         yield process
@@ -228,7 +229,7 @@ async def test_ctrl_c_leaves_the_run_alone(world: World, cli: Cli, tenant: str, 
     asked = ("run", "clerk", "--tenant", tenant, "--key", "k-1")
     async with started(*asked, **environment_of(world, tmp_path)) as following:
         await line_with(following, f"started run:{tenant}:k-1")
-        following.send_signal(signal.SIGINT)
+        os.killpg(following.pid, signal.SIGINT)
         assert await following.wait() == ExitCode.INTERRUPTED
         assert following.stderr is not None
         assert (await following.stderr.read()).decode().startswith("error: interrupted: runs go on")
@@ -259,12 +260,13 @@ async def test_dev_is_found_by_other_terminals_replaces_its_worker_and_leaves_no
         async with started("doctor", "--json", **here) as doctor:
             checks = json.loads((await doctor.communicate())[0])
             assert [check["what"] for check in checks if check["good"] is not True] == []
+        assert b"OWNER_DATABASE_URL" not in Path(f"/proc/{worker}/environ").read_bytes()
         os.kill(worker, signal.SIGKILL)
         await line_with(dev, f"worker {worker} died (signal 9): starting another")
         assert int((await line_with(dev, "worker ready")).rpartition("pid ")[2]) != worker
         async with started("dev", **here) as second:
             assert await second.wait() == ExitCode.NOT_REACHABLE
-        dev.send_signal(signal.SIGINT)
+        os.killpg(dev.pid, signal.SIGINT)
         await line_with(dev, "stopping the servers")
         assert await dev.wait() == ExitCode.OK
     assert children_of(tmp_path) == []
