@@ -90,8 +90,8 @@ async def started(*arguments: str, **environment: str) -> AsyncIterator[Process]
     try:
         yield process
     finally:
-        if process.returncode is None:
-            process.kill()
+        if process.returncode is None:  # a test failed; what it started must not outlive it
+            process.terminate()
         await process.communicate()
 
 
@@ -237,6 +237,11 @@ async def test_ctrl_c_leaves_the_run_alone(world: World, cli: Cli, tenant: str, 
     assert {"run": f"run:{tenant}:k-1", "ended": None}.items() <= dict(listed[0]).items()
 
 
+def environment_of_process(pid: int) -> bytes:
+    """What a process was given."""
+    return Path(f"/proc/{pid}/environ").read_bytes()
+
+
 def children_of(folder: Path) -> list[str]:
     """Every process whose environment or command line names the folder."""
     found = []
@@ -260,7 +265,7 @@ async def test_dev_is_found_by_other_terminals_replaces_its_worker_and_leaves_no
         async with started("doctor", "--json", **here) as doctor:
             checks = json.loads((await doctor.communicate())[0])
             assert [check["what"] for check in checks if check["good"] is not True] == []
-        assert b"OWNER_DATABASE_URL" not in Path(f"/proc/{worker}/environ").read_bytes()
+        assert b"OWNER_DATABASE_URL" not in environment_of_process(worker)
         os.kill(worker, signal.SIGKILL)
         await line_with(dev, f"worker {worker} died (signal 9): starting another")
         assert int((await line_with(dev, "worker ready")).rpartition("pid ")[2]) != worker
