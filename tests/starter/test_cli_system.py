@@ -174,12 +174,18 @@ async def test_without_a_worker_decisions_are_kept_and_looks_say_that_nobody_ans
     """The office decides while the machines are down; nothing of it may be lost, and nobody may be told it had an effect."""
     async with world.worker():
         approval = await waiting_run(world, cli, tenant)
-    async with started("status", "k-1", "--tenant", tenant, **environment_of(world, tmp_path)) as looking:
+    here = environment_of(world, tmp_path)
+    async with (
+        started("status", "k-1", "--tenant", tenant, **here) as looking,
+        started("budget", "k-1", "--tenant", tenant, "--raise", "turns=900", **here) as raising,
+    ):
         answer = await cli("approve", "k-1", "--tenant", tenant, "--by", "ann", "--json")
         _, said = await looking.communicate()
+        _, refused = await raising.communicate()
     assert answer.code == ExitCode.OK
     assert answer.json() == {"run_id": f"run:{tenant}:k-1", "approval_id": approval, "decision": "approve", "outcome": "stored"}
-    assert looking.returncode == ExitCode.NO_WORKER
+    assert (looking.returncode, raising.returncode) == (ExitCode.NO_WORKER, ExitCode.NO_WORKER)
+    assert refused.decode().startswith("error: no worker")
     assert said.decode().startswith(f"error: no worker answers for run:{tenant}:k-1")
     listed = (await cli("runs", "--agent", "clerk", "--status", "waiting_approval", "--json")).json()
     assert [(run["run"], run["waiting"]) for run in listed] == [(f"run:{tenant}:k-1", 1)]
