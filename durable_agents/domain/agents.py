@@ -31,6 +31,13 @@ class StatedPrice(BaseModel):
     cached_input: Decimal | None = Field(default=None, ge=0, le=10_000)
     cache_write: Decimal | None = Field(default=None, ge=0, le=10_000)
 
+    @field_validator("*")
+    @classmethod
+    def _exact(cls, value: Decimal | None) -> Decimal | None:
+        if value is not None:
+            usd_to_micros(value)
+        return value
+
     def price(self) -> Price:
         """As integer micro-dollars."""
         rates = Rates(

@@ -54,9 +54,9 @@ class Budget(BaseModel):
             try:
                 exact = Decimal(value)
             except InvalidOperation:
-                raise ValueError(f'{value!r} is no amount of dollars, write it like "0.50"') from None
+                raise ValueError(f'{str(value)[:40]!r} is no amount of dollars, write it like "0.50"') from None
         else:
-            raise ValueError(f'write the amount as a string like "0.50", not as {type(value).__name__} {value!r}')
+            raise ValueError(f'write the amount as a string like "0.50", not as {type(value).__name__} {str(value)[:40]!r}')
         if exact is not None and exact.is_finite():
             usd_to_micros(exact)
         return exact

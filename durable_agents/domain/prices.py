@@ -4,7 +4,7 @@ All amounts are integer micro-dollars; rates are micro-dollars per million token
 admitted, so a price that changes later never changes a recorded cost.
 """
 
-from decimal import Decimal
+from decimal import Context, Decimal, Inexact, InvalidOperation
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,6 +12,8 @@ from durable_agents.domain.compact import Compact
 from durable_agents.domain.identifiers import Micros
 
 MILLION = 1_000_000
+_MICRO = Decimal("0.000001")
+_EXACT = Context(prec=28, traps=[Inexact, InvalidOperation])
 FRAMING_TOKENS_PER_MESSAGE = 16
 """Role markers and separators a provider adds around one message, several times what any of them uses."""
 TOOLS_PROMPT_TOKENS = 1_000
@@ -64,11 +66,14 @@ class CallMaximum(BaseModel):
 
 
 def usd_to_micros(amount: Decimal) -> Micros:
-    """Dollars to micro-dollars. Raises ValueError when the amount has more than six decimals."""
-    micros = amount * MILLION
-    if micros != micros.to_integral_value():
-        raise ValueError(f"{amount} is finer than a millionth of a dollar")
-    return Micros(int(micros))
+    """Dollars to micro-dollars. Raises ValueError when the amount has more than six decimals, or is beyond all money."""
+    try:
+        exact = amount.quantize(_MICRO, context=_EXACT)
+    except Inexact:
+        raise ValueError(f"{str(amount)[:40]} is finer than a millionth of a dollar") from None
+    except InvalidOperation:  # before anything is computed: the digits of 1e400000 alone take seconds
+        raise ValueError(f"{str(amount)[:40]} is no amount of dollars") from None
+    return Micros(int(exact.scaleb(6)))
 
 
 def format_usd(micros: int) -> str:
