@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
-from durable_agents.domain.canonical import digest
+from durable_agents.domain.canonical import digest, visible
 from durable_agents.domain.durations import Duration
 from durable_agents.domain.identifiers import ApprovalId, CallPath, Digest, RunId, UserId
 
@@ -188,11 +188,12 @@ def expiry(approval: Approval, now: datetime) -> Consent:
 
 
 def same_person(one: str, other: str) -> bool:
-    """Are these the same user id, whatever the case, the Unicode spelling, or a `+tag` before the @?"""
+    """Are these the same user id, whatever the case, the Unicode spelling, invisible characters, or a `+tag` before the @?"""
     return _identity(one) == _identity(other)
 
 
 def _identity(name: str) -> str:
-    folded = unicodedata.normalize("NFKC", name).casefold().strip()
+    spelled = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    folded = "".join(filter(visible, spelled)).strip()
     local, at, host = folded.partition("@")
     return f"{local.partition('+')[0]}@{host}" if at else folded

@@ -18,6 +18,9 @@ ESCAPE = "\x1a"
 _UNSTORABLE = re.compile("[\x00\x1a\ud800-\udfff]")
 _ESCAPED = re.compile("\x1a([0-9a-f]{4})")
 _MAX_DEPTH = 200
+_INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+"""Letters, marks and symbols that show nothing, though Unicode counts them as printable (DerivedCoreProperties.txt,
+Default_Ignorable_Code_Point, and the empty Braille pattern)."""
 
 
 def escape_text(text: str) -> str:
@@ -93,10 +96,15 @@ def digest(value: JsonValue) -> Digest:
     return Digest(hashlib.sha256(canonical_json(value)).hexdigest())
 
 
+def visible(char: str) -> bool:
+    """Does a reader see this character, or is it the space?"""
+    return char.isprintable() and not _INVISIBLE.match(char)
+
+
 def inert(text: str, limit: int = 400) -> str:
     """Untrusted text as one harmless line: controls, bidi and invisible characters escaped, truncation marked.
 
     What a person reads before consenting must not be able to move the cursor, hide itself, or break out of a table.
     """
-    escaped = "".join(char if char.isprintable() and char not in "`|<>" else f"\\u{ord(char):04x}" for char in text)
+    escaped = "".join(char if visible(char) and char not in "`|<>" else f"\\u{ord(char):04x}" for char in text)
     return escaped if len(escaped) <= limit else f"{escaped[:limit]}… ({len(escaped) - limit} more characters)"

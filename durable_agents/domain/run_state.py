@@ -11,12 +11,15 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from durable_agents.domain.agents import Admitted
 from durable_agents.domain.approvals import Approval, ApprovalDecision, Consent, Judgement, Standing, consent, judge
 from durable_agents.domain.budgets import Budget, Elapsed, Spend, raised
+from durable_agents.domain.canonical import inert
 from durable_agents.domain.identifiers import ApprovalId
 from durable_agents.domain.model_calls import ContextSize, ModelAnswer, ModelFailure, RequestedCall
 from durable_agents.domain.runs import BudgetRaise, CancelRequest, RejectedMessage, RunRequest, RunResult, TimelineEntry
 from durable_agents.domain.tool_calls import ToolSettled
 
 TIMELINE_KEPT = 200
+LINE_KEPT = 200
+"""Characters of one line; what people and models wrote is in it, so it is made inert as well."""
 REJECTED_KEPT = 20
 SETTLED_KEPT = 200
 
@@ -95,8 +98,9 @@ class RunInput(RunRequest):
 
 def noted(state: RunState, now: datetime, what: str) -> RunState:
     """With one more line in the timeline; the oldest go first."""
-    lines = (*state.timeline, TimelineEntry(at=now, what=what))[-TIMELINE_KEPT:]
-    return state.model_copy(update={"timeline": lines, "doing": what})
+    line = inert(what, LINE_KEPT)
+    lines = (*state.timeline, TimelineEntry(at=now, what=line))[-TIMELINE_KEPT:]
+    return state.model_copy(update={"timeline": lines, "doing": line})
 
 
 def admitted(state: RunState, now: datetime, terms: Admitted) -> RunState:
@@ -214,7 +218,7 @@ def received(state: RunState, now: datetime, message: str, decision: ApprovalDec
 
 def rejected(state: RunState, now: datetime, message: str, reason: str, excerpt: str) -> RunState:
     """A message did not count; the newest are kept where its sender can see them."""
-    entry = RejectedMessage(at=now, message=message, reason=reason, excerpt=excerpt)
+    entry = RejectedMessage(at=now, message=message, reason=inert(reason, LINE_KEPT), excerpt=inert(excerpt, LINE_KEPT))
     kept = (*state.rejected, entry)[-REJECTED_KEPT:]
     return state.model_copy(update={"rejected": kept, "rejected_count": state.rejected_count + 1})
 

@@ -53,19 +53,27 @@ def budget_view(state: RunState, now: datetime) -> BudgetView:
 
 
 def markdown(state: RunState) -> str:
-    """The run as the Web UI's current details: where it stands, who is asked, what it cost, what happened last."""
-    parts = [f"**{status(state)}** · turn {state.turn} · {inert(state.doing, 160)}", _money(state)]
+    """The run as the Web UI's current details: where it stands, who is asked, what it cost, what happened last.
+
+    What models and people wrote stands in code spans: there a link is no link, an image is not fetched, `&#x202e;` stays text.
+    """
+    parts = [f"**{status(state)}** · turn {state.turn} · {_quoted(state.doing)}", _money(state)]
     for approval in state.approvals:
-        facts = "".join(f"\n- `{name}`: `{value}`" for name, value in approval.facts.items())
+        facts = "".join(f"\n- {_quoted(name)}: {_quoted(value, 500)}" for name, value in approval.facts.items())
         parts.append(
             f"**Waits for {', '.join(approval.approvers)}** until {approval.deadline.isoformat(timespec='minutes')}: "
-            f"`{approval.id}` {inert(approval.title, 160)}{facts}"
+            f"`{approval.id}` {_quoted(approval.title)}{facts}"
         )
     if state.rejected:
         last = state.rejected[-1]
-        parts.append(f"{state.rejected_count} rejected messages, the last: {inert(last.reason, 160)}")
-    lines = [f"- {entry.at.strftime('%H:%M:%S')} {inert(entry.what, 160)}" for entry in state.timeline[-_SHOWN_LINES:]]
+        parts.append(f"{state.rejected_count} rejected messages, the last: {_quoted(last.reason)}")
+    lines = [f"- {entry.at.strftime('%H:%M:%S')} {_quoted(entry.what)}" for entry in state.timeline[-_SHOWN_LINES:]]
     return "\n\n".join([*parts, "\n".join(lines)])
+
+
+def _quoted(text: str, limit: int = 160) -> str:
+    """Untrusted text as a code span; `inert` leaves no backtick that could end it."""
+    return f"`{inert(text, limit)}`" if text else ""
 
 
 def _money(state: RunState) -> str:
