@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from durable_agents.domain.approvals import Ladder
 from durable_agents.domain.identifiers import Digest, UserId
@@ -73,9 +74,9 @@ class Policy(BaseModel):
     def _names_exist(self) -> "Policy":
         for number, rule in enumerate(self.rules):
             if rule.ladder is not None and rule.ladder not in self.ladders:
-                raise ValueError(f"rules.{number}: there is no ladder {rule.ladder!r}")
+                raise _nothing_called(("rules", number, "ladder"), rule.ladder)
             if rule.role != EVERYBODY and rule.role not in self.roles:
-                raise ValueError(f"rules.{number}: there is no role {rule.role!r}")
+                raise _nothing_called(("rules", number, "role"), rule.role)
         return self
 
     def roles_of(self, user: UserId) -> tuple[str, ...]:
@@ -144,6 +145,12 @@ def ever_allowed(policy: Policy, tool: str) -> bool:
             if rule.when is None and rule.role == EVERYBODY and rule.resource == EVERYBODY:
                 return False
     return False
+
+
+def _nothing_called(place: tuple[str | int, ...], name: str) -> ValidationError:
+    """An error that knows its place, so that whoever reads the file can be told the line."""
+    error = PydanticCustomError("no_such_name", "there is no {kind} {name}", {"kind": place[-1], "name": repr(name)})
+    return ValidationError.from_exception_data("Policy", [InitErrorDetails(type=error, loc=place, input=name)])
 
 
 def _facts(call: Call, role: str) -> dict[str, object]:

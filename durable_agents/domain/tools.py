@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,6 +19,7 @@ Risk = Literal["read", "write", "egress"]
 
 DEFAULT_TIMEOUT = timedelta(seconds=30)
 MAX_TIMEOUT = timedelta(hours=1)
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 class ToolFailed(Exception):  # noqa: N818 - reads as what its author says: the tool failed
@@ -132,10 +134,15 @@ def tool(
             f"tool {name}: `reconcile` belongs to Effect.RECONCILABLE, and only there",
         )
         arguments, result = _types(function, name)
+        for placeholder in _PLACEHOLDER.findall(resource):
+            _require(placeholder in arguments.model_fields, f"tool {name}: its resource names {placeholder!r}, no parameter")
+        parameters = _schema(arguments)
+        unordered = '"uniqueItems": true' in json.dumps(parameters)  # a set's JSON differs between processes, and so its digest
+        _require(not unordered, f"tool {name}: a set has no lasting order that consent could be bound to, take a list")
         spec = ToolSpec(
             name=name,
             description=inspect.cleandoc(function.__doc__ or ""),
-            parameters=_schema(arguments),
+            parameters=parameters,
             effect=effect,
             risk=risk,
             resource=resource,
@@ -157,11 +164,16 @@ def describe_errors(error: ValidationError) -> str:
 
 
 def resource_of(spec: ToolSpec, arguments: Mapping[str, JsonValue]) -> str:
-    """The resource a call touches: the pattern with `{argument}` replaced by its value; empty if none is declared."""
-    filled = spec.resource
-    for name, value in arguments.items():
-        filled = filled.replace("{" + name + "}", value if isinstance(value, str) else json.dumps(value))
-    return filled
+    """The resource a call touches: the pattern with `{argument}` replaced by its value; empty if none is declared.
+
+    In one pass: a value that looks like a placeholder is a value, else the model could name another resource than it touches.
+    """
+
+    def filled(found: re.Match[str]) -> str:
+        value = arguments[found[1]]
+        return value if isinstance(value, str) else json.dumps(value)
+
+    return _PLACEHOLDER.sub(filled, spec.resource)
 
 
 def _require(condition: bool, message: str) -> None:  # noqa: FBT001 - a predicate
