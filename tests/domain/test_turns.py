@@ -1,0 +1,124 @@
+"""Does the right step follow from what a model call brought?"""
+
+from datetime import timedelta
+
+import pytest
+
+from durable_agents.domain.agents import Admitted
+from durable_agents.domain.budgets import Budget
+from durable_agents.domain.canonical import digest
+from durable_agents.domain.failures import ANSWERS, Failure, FailureKind
+from durable_agents.domain.model_calls import (
+    MAX_REPAIRS,
+    ModelAnswer,
+    ModelFailure,
+    PinnedModel,
+    RequestedCall,
+    StopReason,
+)
+from durable_agents.domain.prices import Usage
+from durable_agents.domain.run_state import RunState
+from durable_agents.domain.turns import Step, after_model_call
+from tests.domain.strategies import NOW
+
+MODEL = PinnedModel(provider="anthropic", model="m", max_tokens=10, timeout=timedelta(seconds=1), price=None)
+CALL = RequestedCall(index=0, tool="refund", arguments={})
+TOLD = [kind for kind, answer in ANSWERS.items() if answer.told_to_model]
+FALLING_BACK = [kind for kind, answer in ANSWERS.items() if answer.next_model and not answer.told_to_model]
+FINAL = [
+    kind
+    for kind, answer in ANSWERS.items()
+    if not answer.told_to_model and not answer.next_model and kind is not FailureKind.ALLOWANCE_EXCEEDED
+]
+
+
+def state(*, chain: int = 1, model: int = 0, repairs: int = 0) -> RunState:
+    """A run at a model of its chain, after so many repairs."""
+    terms = Admitted(
+        agent="a", version=digest("v"), policy_digest=digest("p"), models=(MODEL,) * chain, tools={}, budget=Budget(),
+        opening_bytes=0,
+    )  # fmt: skip
+    return RunState(started_at=NOW, admitted=terms, model=model, repairs=repairs)
+
+
+def answer(stop: StopReason = StopReason.DONE, *, calls: bool = False, problem: FailureKind | None = None) -> ModelAnswer:
+    """A finished answer."""
+    return ModelAnswer(
+        stop=stop,
+        text="text",
+        calls=(CALL,) if calls else (),
+        usage=Usage(input_tokens=1, output_tokens=1),
+        cost_micros=0,
+        message_bytes=1,
+        head="0" * 16,
+        model="m",
+        problem=None if problem is None else Failure(kind=problem, message="why"),
+    )
+
+
+def failed(kind: FailureKind) -> ModelFailure:
+    """No answer."""
+    return ModelFailure(failure=Failure(kind=kind, message="why"))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "step"),
+    [
+        (answer(), Step.END),
+        (answer(StopReason.TOOL_CALLS, calls=True), Step.CALL_TOOLS),
+        (answer(StopReason.DONE, calls=True), Step.CALL_TOOLS),
+        (answer(StopReason.PAUSED), Step.ASK_AGAIN),
+        (answer(StopReason.PAUSED, calls=True), Step.CALL_TOOLS),
+        (failed(FailureKind.ALLOWANCE_EXCEEDED), Step.BUDGET_EXHAUSTED),
+        (answer(problem=FailureKind.ALLOWANCE_EXCEEDED), Step.BUDGET_EXHAUSTED),
+    ],
+)
+def test_an_answer_is_followed_by_its_step(outcome: ModelAnswer | ModelFailure, step: Step) -> None:
+    """A call that is not made, or a pause taken for an end, is a run that stops in the middle."""
+    assert after_model_call(state(), outcome).step is step
+
+
+@pytest.mark.parametrize("kind", TOLD)
+@pytest.mark.parametrize("recorded", [True, False])
+def test_the_model_is_told_about_its_own_failure_at_most_twice(kind: FailureKind, recorded: bool) -> None:
+    """A model that cannot repair itself in two tries will not in ten, and each is paid for."""
+    outcome = answer(problem=kind) if recorded else failed(kind)
+    for repairs in range(MAX_REPAIRS):
+        following = after_model_call(state(chain=2, repairs=repairs), outcome)
+        assert following.step is Step.REPAIR
+        assert following.correction
+        assert "{detail}" not in following.correction
+    assert after_model_call(state(chain=2, repairs=MAX_REPAIRS), outcome).step is Step.NEXT_MODEL
+    end = after_model_call(state(chain=2, model=1, repairs=MAX_REPAIRS), outcome)
+    assert (end.step, end.failure) == (Step.FAIL, Failure(kind=kind, message="why"))
+
+
+@pytest.mark.parametrize("kind", FALLING_BACK)
+def test_what_another_model_may_mend_goes_to_the_next_of_the_chain(kind: FailureKind) -> None:
+    """Once each, in order; after the last the run fails with the reason."""
+    assert after_model_call(state(chain=3), failed(kind)).step is Step.NEXT_MODEL
+    assert after_model_call(state(chain=3, model=1), failed(kind)).step is Step.NEXT_MODEL
+    assert after_model_call(state(chain=3, model=2), failed(kind)).step is Step.FAIL
+    assert after_model_call(state(chain=1), failed(kind)).step is Step.FAIL
+
+
+@pytest.mark.parametrize("kind", FINAL)
+def test_what_no_model_can_mend_ends_the_run(kind: FailureKind) -> None:
+    """Trying elsewhere would cost money and hide the cause."""
+    following = after_model_call(state(chain=3), failed(kind))
+    assert following.step is Step.FAIL
+    assert following.failure is not None
+    assert following.failure.kind is kind
+
+
+def test_every_failure_has_its_row_here() -> None:
+    """A kind added later must not slip past the tables above."""
+    assert {*TOLD, *FALLING_BACK, *FINAL, FailureKind.ALLOWANCE_EXCEEDED} == set(FailureKind)
+    assert TOLD
+    assert FALLING_BACK
+    assert FINAL
+
+
+def test_a_run_that_was_never_admitted_has_no_chain() -> None:
+    """It fails instead of looking for a model that is not there."""
+    assert after_model_call(RunState(started_at=NOW), failed(FALLING_BACK[0])).step is Step.FAIL
