@@ -68,22 +68,26 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     if settings.database_url is None:
         raise DatabaseError("DATABASE_URL is not set: give the durable_agents_app role's URL, or use `python -m starter dev`")
     catalog = AgentCatalog.load(settings.agent_folders)
-    providers = open_providers(settings)
-    database = await Database.open(settings.database_url.get_secret_value())
-    try:
-        yield Resources(database, catalog, providers)
-    finally:
-        await asyncio.gather(database.close(), *(provider.close() for provider in providers.values()))
+    async with open_providers(settings) as providers:
+        database = await Database.open(settings.database_url.get_secret_value())
+        try:
+            yield Resources(database, catalog, providers)
+        finally:
+            await database.close()
 
 
-def open_providers(settings: Settings) -> dict[Provider, ModelProvider]:
-    """A client for each provider there is a key for."""
+@asynccontextmanager
+async def open_providers(settings: Settings) -> AsyncIterator[dict[Provider, ModelProvider]]:
+    """A client for each provider there is a key for, closed at the end."""
     providers: dict[Provider, ModelProvider] = {}
     if settings.anthropic_api_key is not None:
         providers["anthropic"] = AnthropicProvider(settings.anthropic_api_key.get_secret_value(), settings.anthropic_base_url)
     if settings.openai_api_key is not None:
         providers["openai"] = OpenAIProvider(settings.openai_api_key.get_secret_value(), settings.openai_base_url)
-    return providers
+    try:
+        yield providers
+    finally:
+        await asyncio.gather(*(provider.close() for provider in providers.values()))
 
 
 def build_worker(temporal: Client, settings: Settings, resources: Resources, *, max_cached_workflows: int = 1000) -> Worker:

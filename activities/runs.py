@@ -8,6 +8,7 @@ from temporalio import activity
 
 from activities import audit, transcripts
 from activities.agents import AgentCatalog, LoadedAgent
+from activities.heartbeat import heartbeating
 from activities.postgres import Connection, Database
 from activities.providers.interface import ModelProvider
 from activities.schemas import schema_problem
@@ -66,24 +67,26 @@ class RunActivities:
         if failure is not None:
             return Refusal(failure=failure)
         terms = _terms(request.request, agent)
-        with storage_errors():
-            async with self._database.transaction(TenantId(request.request.tenant)) as connection:
-                return await _write(connection, request, agent, terms)
+        async with heartbeating():
+            with storage_errors():
+                async with self._database.transaction(TenantId(request.request.tenant)) as connection:
+                    return await _write(connection, request, agent, terms)
 
     @activity.defn
     async def finish_run(self, ending: Ending) -> None:
         """Write down how the run ended and close its audit."""
         result = ending.result
-        with storage_errors():
-            async with self._database.transaction(ending.tenant) as connection:
-                written = await connection.fetchval(
-                    "update run set status = $3, result = $4, ended_at = now()"
-                    " where tenant = $1 and run_id = $2 and ended_at is null returning 1",
-                    ending.tenant, result.run_id, result.status, result.model_dump(mode="json"),
-                )  # fmt: skip
-                if written:
-                    body: dict[str, JsonValue] = {"status": result.status, "spend": result.spend.model_dump(mode="json")}
-                    await audit.append(connection, ending.tenant, result.run_id, "run_ended", body)
+        async with heartbeating():
+            with storage_errors():
+                async with self._database.transaction(ending.tenant) as connection:
+                    written = await connection.fetchval(
+                        "update run set status = $3, result = $4, ended_at = now()"
+                        " where tenant = $1 and run_id = $2 and ended_at is null returning 1",
+                        ending.tenant, result.run_id, result.status, result.model_dump(mode="json"),
+                    )  # fmt: skip
+                    if written:
+                        body: dict[str, JsonValue] = {"status": result.status, "spend": result.spend.model_dump(mode="json")}
+                        await audit.append(connection, ending.tenant, result.run_id, "run_ended", body)
 
     def _models_problem(self, request: RunRequest, agent: LoadedAgent) -> Failure | None:
         definition = agent.pinned.definition

@@ -53,9 +53,19 @@ def tool_call(plan: ToolPlan, *, activity_id: str, summary: str) -> ActivityConf
 
 def admit_run(summary: str) -> ActivityConfig:
     """Options of `admit_run`: short transactions, tried until the database is there."""
-    return ActivityConfig(start_to_close_timeout=STORAGE_TIME, retry_policy=_PATIENT, activity_id="admit", summary=summary)
+    return _short("admit", summary)
 
 
 def finish_run(summary: str) -> ActivityConfig:
     """Options of `finish_run`: as `admit_run`."""
-    return ActivityConfig(start_to_close_timeout=STORAGE_TIME, retry_policy=_PATIENT, activity_id="finish", summary=summary)
+    return _short("finish", summary)
+
+
+def _short(activity_id: str, summary: str) -> ActivityConfig:
+    return ActivityConfig(
+        start_to_close_timeout=STORAGE_TIME,
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
+        retry_policy=_PATIENT,
+        activity_id=activity_id,
+        summary=summary,
+    )

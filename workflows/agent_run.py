@@ -25,7 +25,6 @@ from durable_agents.domain.runs import (
     BudgetRaise,
     BudgetView,
     CancelRequest,
-    RunRequest,
     RunResult,
     RunStatus,
     RunView,
