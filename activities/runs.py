@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from activities.prices import model_known, price_of
 from pydantic import JsonValue
 from temporalio import activity
 
@@ -10,6 +9,7 @@ from activities import audit, transcripts
 from activities.agents import AgentCatalog, LoadedAgent
 from activities.heartbeat import heartbeating
 from activities.postgres import Connection, Database
+from activities.prices import model_known, price_of
 from activities.providers.interface import ModelProvider
 from activities.schemas import schema_problem
 from activities.storage_errors import storage_errors

@@ -42,7 +42,7 @@ def die() -> NoReturn:
     raise AssertionError("unreachable")
 
 
-def around(owner: Any, name: str, before: str = "", after: str = "", only: type | None = None) -> None:  # noqa: ANN401
+def around(owner: Any, name: str, before: str = "", after: str = "", only: type | None = None) -> None:
     """Put points before and after an async function; `after` only where its result is of the type `only`."""
     original: Callable[..., Awaitable[object]] = getattr(owner, name)
 
