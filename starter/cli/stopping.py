@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stop:
-    """`asked` after the first Ctrl-C or SIGTERM, `hurry` after the second."""
+    """`asked` after the first Ctrl-C, SIGTERM or closing of the terminal, `hurry` after the second."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
@@ -37,13 +38,14 @@ class Stop:
 
 @contextmanager
 def stopped_by_signals() -> Iterator[Stop]:
-    """A Stop that hears SIGINT and SIGTERM inside the block."""
+    """A Stop that hears SIGINT, SIGTERM and SIGHUP inside the block."""
     stop = Stop()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # `nohup` ignores SIGHUP
+    for number in heard:
         loop.add_signal_handler(number, stop)
     try:
         yield stop
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in heard:
             loop.remove_signal_handler(number)

@@ -4,11 +4,10 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 import uuid
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ import pytest
 
 from starter.cli.exit_codes import ExitCode
 from starter.cli.main import main
-from starter.embedded.servers import reset
 from tests.support.scripts import refund, turns
 from tests.support.world import World
 
@@ -74,7 +72,9 @@ def environment_of(world: World, state: Path) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def started(*arguments: str, **environment: str) -> AsyncIterator[Process]:
+async def started(
+    *arguments: str, environment: Mapping[str, str], stdin: int = asyncio.subprocess.DEVNULL
+) -> AsyncIterator[Process]:
     """A command in a process of its own; it is gone at the end."""
     bare = {name: value for name, value in os.environ.items() if not name.startswith(("TEMPORAL_", "DURABLE_AGENTS_"))}
     process = await asyncio.create_subprocess_exec(
@@ -82,7 +82,7 @@ async def started(*arguments: str, **environment: str) -> AsyncIterator[Process]
         *arguments,
         cwd=ROOT,
         env={**bare, **environment},
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=stdin,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,  # as in a terminal: Ctrl-C goes to all of its group, and not to the tests
@@ -128,7 +128,7 @@ async def test_a_run_is_followed_to_its_approval_and_on_to_its_end(world: World,
     """The path of every newcomer: start, see what is asked and how to answer it, answer, see the end."""
     await world.script(REFUND)
     asked = ("run", "clerk", "--input", '{"order": "A-1001"}', "--tenant", tenant, "--key", "k-1", "--user", "u-7")
-    async with world.worker(), started(*asked, **environment_of(world, tmp_path)) as following:
+    async with world.worker(), started(*asked, environment=environment_of(world, tmp_path)) as following:
         command = (await line_with(following, " -m starter approve ")).split()
         assert command[-2:-1] == [f"run:{tenant}:k-1"]
         everywhere = await cli("pending", "--tenant", tenant)
@@ -176,8 +176,8 @@ async def test_without_a_worker_decisions_are_kept_and_looks_say_that_nobody_ans
         approval = await waiting_run(world, cli, tenant)
     here = environment_of(world, tmp_path)
     async with (
-        started("status", "k-1", "--tenant", tenant, **here) as looking,
-        started("budget", "k-1", "--tenant", tenant, "--raise", "turns=900", **here) as raising,
+        started("status", "k-1", "--tenant", tenant, environment=here) as looking,
+        started("budget", "k-1", "--tenant", tenant, "--raise", "turns=900", environment=here) as raising,
     ):
         answer = await cli("approve", "k-1", "--tenant", tenant, "--by", "ann", "--json")
         _, said = await looking.communicate()
@@ -233,7 +233,7 @@ async def test_a_failed_run_is_an_exit_code_and_one_line(world: World, cli: Cli,
 async def test_ctrl_c_leaves_the_run_alone(world: World, cli: Cli, tenant: str, tmp_path: Path) -> None:
     """Who stops looking has not stopped the run, and is told so."""
     asked = ("run", "clerk", "--tenant", tenant, "--key", "k-1")
-    async with started(*asked, **environment_of(world, tmp_path)) as following:
+    async with started(*asked, environment=environment_of(world, tmp_path)) as following:
         await line_with(following, f"started run:{tenant}:k-1")
         os.killpg(following.pid, signal.SIGINT)
         assert await following.wait() == ExitCode.INTERRUPTED
@@ -241,87 +241,3 @@ async def test_ctrl_c_leaves_the_run_alone(world: World, cli: Cli, tenant: str, 
         assert (await following.stderr.read()).decode().startswith("error: interrupted: runs go on")
     listed = (await cli("runs", "--tenant", tenant, "--json")).json()
     assert {"run": f"run:{tenant}:k-1", "ended": None}.items() <= dict(listed[0]).items()
-
-
-def environment_of_process(pid: int) -> bytes:
-    """What a process was given."""
-    return Path(f"/proc/{pid}/environ").read_bytes()
-
-
-def children_of(folder: Path) -> list[str]:
-    """Every process whose environment or command line names the folder."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            told = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if str(folder).encode() in told:
-            found.append((process / "cmdline").read_text())
-    return found
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
-async def test_dev_is_found_by_other_terminals_replaces_its_worker_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    """One command to have everything, one Ctrl-C to have nothing; between them no environment is needed."""
-    here = {"DURABLE_AGENTS_STATE_DIR": str(tmp_path), "ANTHROPIC_API_KEY": "none"}
-    async with started("dev", **here) as dev:
-        worker = int((await line_with(dev, "worker ready")).rpartition("pid ")[2])
-        await line_with(dev, "up; ")
-        async with started("doctor", "--json", **here) as doctor:
-            checks = json.loads((await doctor.communicate())[0])
-            assert [check["what"] for check in checks if check["good"] is not True] == []
-        assert b"OWNER_DATABASE_URL" not in environment_of_process(worker)
-        os.kill(worker, signal.SIGKILL)
-        await line_with(dev, f"worker {worker} died (signal 9): starting another")
-        assert int((await line_with(dev, "worker ready")).rpartition("pid ")[2]) != worker
-        async with started("dev", **here) as second:
-            assert await second.wait() == ExitCode.NOT_REACHABLE
-        os.killpg(dev.pid, signal.SIGINT)
-        await line_with(dev, "stopping the servers")
-        assert await dev.wait() == ExitCode.OK
-    assert children_of(tmp_path) == []
-    assert not (tmp_path / "endpoints.json").exists()
-    reset(tmp_path)
-
-
-async def test_dev_on_a_busy_port_is_one_line(tmp_path: Path) -> None:
-    """A second project on the same machine is normal; a hang, or a traceback of a server's log, is no answer to it."""
-    with socket.socket() as busy:
-        busy.bind(("127.0.0.1", 0))
-        busy.listen()
-        port = str(busy.getsockname()[1])
-        async with started("dev", "--temporal-port", port, DURABLE_AGENTS_STATE_DIR=str(tmp_path)) as dev:
-            _, said = await dev.communicate()
-            assert dev.returncode == ExitCode.NOT_REACHABLE
-    assert said.decode() == f"error: port {port} for Temporal is in use: choose another port, or stop what listens there\n"
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
-async def test_the_demo_survives_its_own_kill_and_pays_once(tmp_path: Path) -> None:
-    """It is the first thing anybody sees, and it claims exactly one refund and one message."""
-    async with started("demo", "--yes", DURABLE_AGENTS_STATE_DIR=str(tmp_path), ANTHROPIC_BASE_URL="http://127.0.0.1:1") as demo:
-        said, complaints = (part.decode() for part in await demo.communicate())
-    assert demo.returncode == ExitCode.OK, f"{said}{complaints}"
-    for words in (
-        "stand-in on loopback, no real model is asked",
-        "kill -9 ",
-        "demo-approver approves ap-",
-        "ended: completed",
-        "refunds                   1",
-        "messages to the customer  1",
-        "/namespaces/default/workflows/run%3Adefault%3Ademo-",
-    ):
-        assert words in said
-    assert children_of(tmp_path) == []
-
-
-async def test_sigterm_in_the_middle_of_the_demo_leaves_nothing_behind(tmp_path: Path) -> None:
-    """A demo that is closed half-way must not keep a server running that nobody knows of."""
-    async with started("demo", "--yes", DURABLE_AGENTS_STATE_DIR=str(tmp_path)) as demo:
-        await line_with(demo, "started run:default:demo-")
-        demo.send_signal(signal.SIGTERM)
-        _, said = await demo.communicate()
-        assert demo.returncode == ExitCode.INTERRUPTED
-        assert said.decode() == "error: interrupted: everything the demo started is stopped, start it again any time\n"
-    assert children_of(tmp_path) == []
