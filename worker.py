@@ -124,6 +124,7 @@ def main() -> int:
     try:
         settings = read_settings()
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line per request to a provider is noise
         asyncio.run(_until_signalled(settings))
     except (SettingsError, AgentFileError) as error:
         return _complain(error, 2)

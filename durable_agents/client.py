@@ -8,7 +8,14 @@ from datetime import timedelta
 from typing import Literal, TypeVar
 
 from pydantic import JsonValue, ValidationError
-from temporalio.client import Client, WorkflowFailureError, WorkflowHandle, WorkflowQueryFailedError, WorkflowUpdateFailedError
+from temporalio.client import (
+    Client,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+)
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.envconfig import ClientConfig
 from temporalio.exceptions import ApplicationError, TerminatedError, WorkflowAlreadyStartedError
@@ -91,7 +98,7 @@ class AgentClient:
                 temporal = await Client.connect(**config, data_converter=DATA_CONVERTER)
         except (RuntimeError, TimeoutError, RPCError) as error:
             hint = "start one with `python -m starter dev`, or set TEMPORAL_ADDRESS"
-            raise NotReachable(f"no Temporal server answers at {target}: {hint} ({_first_line(error)})") from error
+            raise NotReachable(f"no Temporal server answers at {target}: {hint}") from error
         return cls(temporal, task_queue=task_queue, identity=identity)
 
     async def start(self, request: RunRequest) -> "RunHandle":
@@ -221,6 +228,8 @@ class RunHandle:
             await self._workflow.execute_update("decide_approval", decision, rpc_timeout=CALL_TIMEOUT)
         except WorkflowUpdateFailedError as error:
             raise InvalidRequest(_first_line(error.cause)) from error
+        except WorkflowUpdateRPCTimeoutOrCancelledError as error:
+            raise _no_worker(self.id) from error
         except RPCError as error:
             raise _server_error(error, self.id) from error
 
@@ -241,6 +250,8 @@ class RunHandle:
             )
         except WorkflowUpdateFailedError as error:
             raise InvalidRequest(_first_line(error.cause)) from error
+        except WorkflowUpdateRPCTimeoutOrCancelledError as error:
+            raise _no_worker(self.id) from error
         except RPCError as error:
             raise _server_error(error, self.id) from error
         return view
@@ -290,10 +301,14 @@ def _server_error(error: RPCError, run: RunId) -> AgentError:
     if error.status is RPCStatusCode.NOT_FOUND:
         return NotFound(f"there is no run {run} that this could reach: it never was, or has ended ({_first_line(error)})")
     if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.FAILED_PRECONDITION, RPCStatusCode.CANCELLED):
-        return NoWorker(f"no worker answers for {run}: start one with `python worker.py` ({_first_line(error)})")
+        return _no_worker(run)
     if error.status is RPCStatusCode.UNAVAILABLE:
-        return NotReachable(f"the Temporal server is gone: check TEMPORAL_ADDRESS ({_first_line(error)})")
+        return NotReachable("the Temporal server is gone: check that it runs and TEMPORAL_ADDRESS")
     return InvalidRequest(f"the Temporal server refused: {_first_line(error)}")
+
+
+def _no_worker(run: RunId) -> NoWorker:
+    return NoWorker(f"no worker answers for {run}: start one with `python worker.py`")
 
 
 def _first_line(error: BaseException | None) -> str:

@@ -20,10 +20,8 @@ async def consent_for(run: RunScope, needed: ConsentNeeded, path: CallPath) -> C
     opened = _approval(run, needed, path)
     run.apply(run_state.asked, workflow.now(), opened)
     run.apply(_waiting, 1)
-    try:
-        consent = await _outcome(run, needed.approval_id)
-    finally:
-        run.apply(_waiting, -1)
+    consent = await _outcome(run, needed.approval_id)
+    run.apply(_waiting, -1)
     if consent is not None:
         run.apply(run_state.closed, workflow.now(), consent)
     return consent

@@ -42,10 +42,9 @@ async def tool_turn(run: RunScope) -> TurnEnd:
 
 async def _make(run: RunScope, call: RequestedCall) -> TurnEnd:
     run.apply(_unfinished, 1)
-    try:
-        return await _make_with_consent(run, call)
-    finally:
-        run.apply(_unfinished, -1)
+    end = await _make_with_consent(run, call)
+    run.apply(_unfinished, -1)
+    return end
 
 
 async def _make_with_consent(run: RunScope, call: RequestedCall) -> TurnEnd:

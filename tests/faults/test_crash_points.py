@@ -5,11 +5,8 @@ recorded"; another takes over. What happened is counted outside: at the shop and
 """
 
 import asyncio
-import os
-import sys
 import uuid
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 from pydantic import JsonValue
@@ -18,11 +15,11 @@ from durable_agents import AgentClient, RunHandle, RunResult, RunStatus
 from durable_agents.domain.approvals import ApprovalKind
 from starter.demo import stand_in_model
 from starter.demo.loopback import serve
+from tests.support.crashers import start_crasher
 from tests.support.waiting import eventually
-from tests.support.world import AGENTS, World, settings_for
+from tests.support.world import World, settings_for
 from worker import build_worker, open_providers
 
-CRASHER = Path(__file__).parents[1] / "support" / "crashing_worker.py"
 AT_ONCE = 5
 AMOUNTS = [250, 80, 120, 250]  # within what the shop's orders cost; above 100 a human is asked
 ADMISSION = ["before_admission", "after_admission"]
@@ -81,7 +78,7 @@ async def _crash(world: World, gate: asyncio.Semaphore, point: str, index: int) 
         run = await client.start_new(
             "clerk", {"order": order, "amount": amount}, tenant="acme", user="requester", idempotency_key=queue
         )
-        crasher = await _start_crasher(world, point, queue, model)
+        crasher = await start_crasher(world, point, queue, model)
         approving = asyncio.create_task(_decide(world, run, order))
         try:
             try:
@@ -104,23 +101,6 @@ async def _crash(world: World, gate: asyncio.Semaphore, point: str, index: int) 
         asked = bool(await world.rows("select 1 from approval where run_id = $1 and kind = $2", run.id, ApprovalKind.OUTCOME))
         bill = (await world.http.get(f"{model}/bill")).json()
         return Outcome(point, order, f"{amount}.00", result, bill["requests"], asked)
-
-
-async def _start_crasher(world: World, point: str, queue: str, model: str) -> asyncio.subprocess.Process:
-    environment = {
-        **os.environ,
-        "CRASH_AT": point,
-        "TEMPORAL_ADDRESS": world.endpoints.temporal_address,
-        "DATABASE_URL": world.database.app,
-        "ANTHROPIC_API_KEY": "test-key",
-        "ANTHROPIC_BASE_URL": model,
-        "SHOP_URL": world.shop_url,
-        "DURABLE_AGENTS_TASK_QUEUE": queue,
-        "DURABLE_AGENTS_AGENTS_PATH": str(AGENTS),
-    }
-    return await asyncio.create_subprocess_exec(
-        sys.executable, str(CRASHER), env=environment, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
-    )
 
 
 async def _decide(world: World, run: RunHandle, order: str) -> None:
