@@ -60,6 +60,8 @@ async def verify(connection: Connection, tenant: TenantId) -> str | None:
             return f"entry {row['sequence']} does not follow from its predecessor"
         previous = hashed
     head = await connection.fetchrow("select sequence, hash from audit_head where tenant = $1", tenant)
-    if head is not None and (head["sequence"], head["hash"]) != (sequence, previous):
-        return f"the log ends at entry {sequence}, its head says {head['sequence']}"
+    if head is None:
+        return f"the log has {sequence} entries, but its head is gone" if sequence else None
+    if (head["sequence"], head["hash"]) != (sequence, previous):
+        return f"the log ends at entry {sequence} ({previous[:12]}), its head says {head['sequence']} ({head['hash'][:12]})"
     return None

@@ -92,7 +92,8 @@ async def migrate(owner_dsn: str, folder: Path = MIGRATIONS) -> list[str]:
     Forward only, one transaction each, under an advisory lock, so any number of processes may try at once.
 
     Raises:
-        DatabaseError: not reachable, a database newer than this code, or an applied file that was changed since.
+        DatabaseError: not reachable, the wrong role, a database newer than this code, an applied file that was changed since,
+            or a file that fails; nothing of that file is left then.
     """
     try:
         connection = await asyncpg.connect(owner_dsn, timeout=5)
@@ -101,6 +102,8 @@ async def migrate(owner_dsn: str, folder: Path = MIGRATIONS) -> list[str]:
     try:
         await connection.execute("select pg_advisory_lock($1)", _MIGRATION_LOCK)
         return await _apply_missing(connection, folder)
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise DatabaseError(f"this role may not change the schema ({_line(error)}): run migrations as the owner role") from error
     finally:
         await connection.close()
 
@@ -118,13 +121,22 @@ async def _apply_missing(connection: OwnConnection, folder: Path) -> list[str]:
         text = file.read_text(encoding="utf8")
         checksum = hashlib.sha256(text.encode()).hexdigest()
         if version not in applied:
-            async with connection.transaction():
-                await connection.execute(text)
-                await connection.execute("insert into schema_migration values ($1, $2, $3)", version, file.name, checksum)
+            await _apply(connection, version, file.name, text, checksum)
             done.append(file.name)
         elif applied[version] != checksum:
             raise DatabaseError(f"{file.name} was changed after it was applied here: add a new migration instead")
     return done
+
+
+async def _apply(connection: OwnConnection, version: int, name: str, text: str, checksum: str) -> None:
+    try:
+        async with connection.transaction():
+            await connection.execute(text)
+            await connection.execute("insert into schema_migration values ($1, $2, $3)", version, name, checksum)
+    except asyncpg.InsufficientPrivilegeError:
+        raise
+    except asyncpg.PostgresError as error:
+        raise DatabaseError(f"{name} cannot be applied: {_line(error)}") from error
 
 
 def _migrations(folder: Path) -> dict[int, Path]:
@@ -150,17 +162,19 @@ async def _require_schema(connection: Connection) -> None:
 
 
 async def _require_bound_role(connection: Connection) -> None:
-    """Row-level security binds neither superusers nor BYPASSRLS roles; an owner could switch it off."""
+    """Row-level security binds neither superusers nor BYPASSRLS roles; an owner could switch it off. Nor may it become one."""
     row = await connection.fetchrow(
-        "select r.rolname, r.rolsuper or r.rolbypassrls as unbound,"
+        "select r.rolname, exists (select 1 from pg_roles s where (s.rolsuper or s.rolbypassrls)"
+        "                          and pg_has_role(r.rolname, s.oid, 'member')) as unbound,"
         " exists (select 1 from pg_class c where c.relnamespace = 'public'::regnamespace and c.relkind = 'r'"
         "         and pg_has_role(r.rolname, c.relowner, 'member')) as owner"
         " from pg_roles r where r.rolname = current_user"
     )
     assert row is not None
     if row["unbound"] or row["owner"]:
-        what = "a superuser or bypasses row-level security" if row["unbound"] else "the owner of the tables"
-        raise DatabaseError(f"role {row['rolname']} is {what}: give workers the durable_agents_app role in DATABASE_URL")
+        what = "is a superuser or bypasses row-level security" if row["unbound"] else "is the owner of the tables"
+        remedy = "give workers the durable_agents_app role in DATABASE_URL"
+        raise DatabaseError(f"role {row['rolname']} {what}, or may become one: {remedy}")
 
 
 async def _prepare(connection: OwnConnection) -> None:
