@@ -7,7 +7,7 @@ import pytest
 
 from durable_agents import RunStatus
 from durable_agents.domain.approvals import ApprovalKind
-from starter.embedded.processes import free_port
+from starter.embedded.processes import free_ports
 from tests.support.crashers import start_crasher
 from tests.support.scripts import refund, tell, turns
 from tests.support.waiting import eventually, pending
@@ -64,7 +64,7 @@ async def test_a_call_that_certainly_never_arrived_is_tried_again_and_then_given
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A closed shop did nothing, four times: the model is told so, and nobody is bothered."""
-    monkeypatch.setenv("SHOP_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("SHOP_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
     await world.script(turns(tell(), "done"))
     async with world.worker():
         run = await world.start()
@@ -96,7 +96,7 @@ async def test_a_worker_that_froze_and_came_back_can_neither_act_nor_settle(worl
         stat = Path(f"/proc/{frozen.pid}/stat")
 
         async def is_frozen() -> bool:
-            return stat.read_text().rpartition(")")[2].split()[0] == "T"
+            return _process_state(stat) == "T"
 
         await eventually(is_frozen)
         async with world.worker():
@@ -115,3 +115,7 @@ async def test_a_worker_that_froze_and_came_back_can_neither_act_nor_settle(worl
     assert (await world.shop_counts())["messages"] == 0
     (row,) = await world.rows("select state, outcome ->> 'result' as result from tool_dispatch")
     assert tuple(row) == ("settled", "error")
+
+
+def _process_state(stat: Path) -> str:
+    return stat.read_text().rpartition(")")[2].split()[0]

@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 import pytest
+from pydantic import JsonValue
 
 from durable_agents import Budget, RunStatus
 from durable_agents.client import InvalidRequest
@@ -86,7 +87,7 @@ async def test_a_raise_that_raises_nothing_is_refused_with_the_limit(world: Worl
 
 async def test_absurd_usage_is_charged_at_the_maximum(world: World) -> None:
     """A provider that says nonsense about its usage must not run for free."""
-    step = {"text": "done", "usage": "missing"}
+    step: JsonValue = {"text": "done", "usage": "missing"}
     await world.script({"steps": [step], "per": "turn"})
     async with world.worker():
         run = await world.start(budget=Budget(cost_usd="1.00"))
@@ -99,7 +100,7 @@ async def test_absurd_usage_is_charged_at_the_maximum(world: World) -> None:
 
 async def test_what_a_provider_counts_beyond_the_maximum_is_booked_as_overrun(world: World) -> None:
     """A bill above its own ceiling is an alarm, never a silent pass, and never hides inside the spend."""
-    step = {"text": "done", "usage": {"input_tokens": 900_000, "output_tokens": 400}}
+    step: JsonValue = {"text": "done", "usage": {"input_tokens": 900_000, "output_tokens": 400}}
     await world.script({"steps": [step], "per": "turn"})
     async with world.worker():
         run = await world.start(budget=Budget(cost_usd="1.00"))
