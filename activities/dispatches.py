@@ -44,10 +44,13 @@ async def begin(
 
 
 async def mark(connection: Connection, call: ToolCallRequest, state: DispatchState, fence: int) -> None:
-    """Write down that the last try did nothing, or that nobody knows."""
+    """Write down that the last try did nothing, or that nobody knows. The row is this attempt's then: older ones settle nothing.
+
+    What is unknown stays so until it is settled; `not sent` from an attempt that was given up would let the call be made again.
+    """
     marked = await connection.fetchval(
-        "update tool_dispatch set state = $5 where tenant = $1 and run_id = $2 and turn = $3 and index = $4"
-        " and fence <= $6 and state in ('dispatched', 'not_sent', 'unknown') returning 1",
+        "update tool_dispatch set state = $5, fence = $6 where tenant = $1 and run_id = $2 and turn = $3 and index = $4"
+        " and fence <= $6 and state in ('dispatched', $5) returning 1",
         call.tenant, call.run_id, call.turn, call.index, state, fence,
     )  # fmt: skip
     if not marked:

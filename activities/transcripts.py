@@ -12,7 +12,7 @@ from activities.postgres import Connection
 from durable_agents.domain.artifacts import PREVIEW, belongs_in_artifact
 from durable_agents.domain.canonical import canonical_json, digest
 from durable_agents.domain.identifiers import Digest, RunId, TenantId
-from durable_agents.domain.messages import Block, Message, TextBlock, ToolCallBlock, ToolResultBlock
+from durable_agents.domain.messages import Block, Message, TextBlock, ToolResultBlock
 
 CORRECTIONS = 1000
 """Positions from here on hold what the model was told before a call; tool results of a turn stand below."""
@@ -30,15 +30,22 @@ class StoredMessage:
 
 
 async def put(connection: Connection, tenant: TenantId, run: RunId, turn: int, position: int, message: Message) -> StoredMessage:
-    """Write a message at its place; large texts become artifacts. Writing the same message again changes nothing."""
+    """Write a message at its place; large texts become artifacts. Writing the same message again changes nothing.
+
+    Raises:
+        RuntimeError: another message stands there. Going on would leave history and transcript with different answers.
+    """
     whole = message.model_dump(mode="json")
     size = len(canonical_json(whole))
     blocks = [await _lighten(connection, tenant, block) for block in message.blocks]
     body = message.model_copy(update={"blocks": tuple(blocks)}).model_dump(mode="json")
-    await connection.execute(
-        "insert into message values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing",
-        tenant, run, turn, position, digest(whole), size, body,
+    key = digest(whole)
+    written = await connection.fetchval(
+        "insert into message values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing returning 1",
+        tenant, run, turn, position, key, size, body,
     )  # fmt: skip
+    if not written and await _digest_at(connection, tenant, run, turn, position) != key:
+        raise RuntimeError(f"{run} has another message at {turn}/{position}")
     return StoredMessage(turn, position, message, size)
 
 
@@ -76,9 +83,15 @@ async def get_artifact(connection: Connection, tenant: TenantId, key: Digest) ->
     return text
 
 
-def tool_calls(stored: StoredMessage) -> tuple[ToolCallBlock, ...]:
-    """The tool calls an answer asks for, in order."""
-    return stored.message.tool_calls()
+async def _digest_at(connection: Connection, tenant: TenantId, run: RunId, turn: int, position: int) -> str | None:
+    found: str | None = await connection.fetchval(
+        "select digest from message where tenant = $1 and run_id = $2 and turn = $3 and position = $4",
+        tenant,
+        run,
+        turn,
+        position,
+    )
+    return found
 
 
 async def _stored(connection: Connection, tenant: TenantId, row: asyncpg.Record) -> StoredMessage:

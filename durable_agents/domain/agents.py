@@ -55,7 +55,7 @@ class ModelEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     provider: Provider
     model: str = Field(min_length=1, max_length=120)
-    max_tokens: int = Field(default=4096, gt=0, le=128_000)
+    max_tokens: int = Field(default=4096, ge=16, le=128_000)
     timeout: Duration = Field(default=timedelta(seconds=120), gt=timedelta(0), le=timedelta(minutes=30))
     price: StatedPrice | None = None
 

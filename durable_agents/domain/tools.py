@@ -126,6 +126,7 @@ def tool(
     def declare(function: ToolFunction) -> Tool:
         name = getattr(function, "__name__", repr(function))
         _require(inspect.iscoroutinefunction(function), f"tool {name} must be `async def`")
+        _require(name.isascii() and len(name) <= 64, f"tool {name}: providers take at most 64 ASCII characters as a name")
         _require(bool(function.__doc__), f"tool {name} needs a docstring: it is what the model reads")
         _require(timedelta(0) < timeout <= MAX_TIMEOUT, f"tool {name}: the timeout must be above 0 and at most {MAX_TIMEOUT}")
         needs_reconcile = effect is Effect.RECONCILABLE

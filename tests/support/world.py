@@ -44,13 +44,18 @@ def at(url: str, database: str) -> str:
 async def fresh_database(urls: PostgresUrls) -> AsyncIterator[TestDatabase]:
     """A migrated database, dropped at the end."""
     name = f"t_{uuid.uuid4().hex[:12]}"
+    await _administer(urls, f"create database {name} template {TEMPLATE} strategy wal_log owner durable_agents_owner")
+    try:
+        yield TestDatabase(*(at(url, name) for url in (urls.admin, urls.owner, urls.app, urls.auditor)))
+    finally:
+        await _administer(urls, f"drop database {name} with (force)")
+
+
+async def _administer(urls: PostgresUrls, statement: str) -> None:
+    """One connection a statement: the test may kill the server in between."""
     admin = await asyncpg.connect(urls.admin)
     try:
-        await admin.execute(f"create database {name} template {TEMPLATE} strategy wal_log owner durable_agents_owner")
-        try:
-            yield TestDatabase(*(at(url, name) for url in (urls.admin, urls.owner, urls.app, urls.auditor)))
-        finally:
-            await admin.execute(f"drop database {name} with (force)")
+        await admin.execute(statement)
     finally:
         await admin.close()
 
