@@ -1,6 +1,7 @@
 """In which ways can a run's steps fail, and what is the one right answer to each?
 
-One enum, one table. Activities classify (by type, status or code; by message text only where a provider gives nothing else); workflows look the answer up.
+One enum, one table. Activities classify (by type, status or code; by message text only where a provider gives nothing
+else); workflows look the answer up.
 """
 
 from enum import StrEnum

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from pydantic import JsonValue
 
 from durable_agents import AgentClient, RunStatus
 from starter.embedded.servers import EmbeddedServers
@@ -65,7 +66,7 @@ async def test_killing_both_servers_loses_no_run_no_decision_and_no_effect(serve
 
 async def test_a_busy_run_goes_on_after_both_servers_were_killed_under_it(servers: EmbeddedServers, mortal: World) -> None:
     """Twelve refunds, the servers killed after some of them: twelve in the shop's books, none twice, all in the ledger."""
-    arguments = {"order": "A-1001", "amount": "{n}.00"}
+    arguments: JsonValue = {"order": "A-1001", "amount": "{n}.00"}
     await mortal.script({"repeat_tool": {"name": "issue_refund", "arguments": arguments, "times": REFUNDS, "then_text": "done"}})
     async with mortal.worker(cached=10):
         run = await mortal.start()
