@@ -72,6 +72,11 @@ class Approval(BaseModel):
         """Who may decide now."""
         return self.ladder.rungs[self.rung].approvers
 
+    @property
+    def asked(self) -> str:
+        """Who may decide now, as a person reads it."""
+        return "anybody but the requester" if ANYBODY in self.approvers else ", ".join(self.approvers)
+
 
 class ApprovalDecision(BaseModel):
     """The payload of `submit_approval` and `decide_approval`. `digest` may be left out; if present it must be the request's."""

@@ -168,14 +168,14 @@ def asked(state: RunState, now: datetime, approval: Approval) -> RunState:
     if state.approval(approval.id) is not None:
         return state
     changed = state.model_copy(update={"approvals": (*state.approvals, approval)})
-    return noted(changed, now, f"asks {', '.join(approval.approvers)}: {approval.title}")
+    return noted(changed, now, f"asks {approval.asked}: {approval.title}")
 
 
 def escalated(state: RunState, now: datetime, approval: Approval) -> RunState:
     """The approval moved to its next rung."""
     others = tuple(approval if one.id == approval.id else one for one in state.approvals)
     changed = state.model_copy(update={"approvals": others})
-    return noted(changed, now, f"nobody decided; asks {', '.join(approval.approvers)}: {approval.title}")
+    return noted(changed, now, f"nobody decided; asks {approval.asked}: {approval.title}")
 
 
 def closed(state: RunState, now: datetime, decision: Consent) -> RunState:

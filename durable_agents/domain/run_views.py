@@ -61,7 +61,7 @@ def markdown(state: RunState) -> str:
     for approval in state.approvals:
         facts = "".join(f"\n- {_quoted(name)}: {_quoted(value, 500)}" for name, value in approval.facts.items())
         parts.append(
-            f"**Waits for {', '.join(approval.approvers)}** until {approval.deadline.isoformat(timespec='minutes')}: "
+            f"**Waits for {approval.asked}** until {approval.deadline.isoformat(timespec='minutes')}: "
             f"`{approval.id}` {_quoted(approval.title)}{facts}"
         )
     if state.rejected:
