@@ -28,8 +28,9 @@ from activities.providers.interface import ModelProvider
 from activities.providers.openai import OpenAIProvider
 from activities.runs import RunActivities
 from activities.tool_calls import ToolActivities
-from durable_agents.client import AgentClient, NotReachable
+from durable_agents.client import AgentClient
 from durable_agents.domain.model_calls import Provider
+from durable_agents.errors import NotReachable
 from durable_agents.settings import Settings, SettingsError, read_settings
 from workflows.agent_run import AgentRun
 

@@ -12,19 +12,19 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities import attempts, audit, transcripts
+from activities.answers import output_of, requested_calls, unusable
 from activities.heartbeat import Lease, fence, heartbeating
 from activities.postgres import Connection, Database
 from activities.providers.interface import ModelProvider, ProviderAnswer, ProviderFailure, ProviderRequest
 from activities.runs import RunRecord, load_run
-from activities.schemas import schema_problem
 from activities.storage_errors import storage_errors
 from activities.transcripts import CORRECTIONS, StoredMessage
 from durable_agents.domain.agents import system_prompt
 from durable_agents.domain.artifacts import preview
-from durable_agents.domain.canonical import canonical_json, digest, escape_text, parse_json
+from durable_agents.domain.canonical import digest, escape_text
 from durable_agents.domain.failures import Billed, Failure, FailureKind
-from durable_agents.domain.identifiers import Digest, Micros
-from durable_agents.domain.messages import Message, TextBlock, ToolCallBlock
+from durable_agents.domain.identifiers import Micros
+from durable_agents.domain.messages import Message, TextBlock
 from durable_agents.domain.model_calls import (
     MAX_PHYSICAL_TRIES,
     ContextSize,
@@ -34,14 +34,10 @@ from durable_agents.domain.model_calls import (
     ModelOutcome,
     PinnedModel,
     Provider,
-    RequestedCall,
-    StopReason,
     call_maximum,
 )
 from durable_agents.domain.prices import CallMaximum, Usage, cost
 
-_INLINE_ARGUMENTS = 1024
-_INLINE_OUTPUT = 16 * 1024
 _TEXT_PREVIEW = 300
 
 
@@ -129,11 +125,11 @@ class ModelActivities:
             await attempts.settle(
                 connection, call, opened.number, "settled", cost=charged, overrun=overrun, request_id=answer.request_id
             )
-            unusable = _unusable(answer)
+            problem = unusable(answer)
             outcome: ModelOutcome
-            if unusable is not None:
+            if problem is not None:
                 outcome = ModelFailure(
-                    failure=unusable,
+                    failure=problem,
                     usage=usage,
                     cost_micros=charged,
                     unknown_micros=opened.unknown_micros,
@@ -141,11 +137,11 @@ class ModelActivities:
                 )
             else:
                 stored = await transcripts.put(connection, call.tenant, call.run_id, call.turn, 0, answer.message)
-                ended = await _output(connection, opened.run, answer)
+                ended = await output_of(connection, opened.run, answer)
                 outcome = ModelAnswer(
                     stop=answer.stop,
                     text=preview(answer.message.text(), _TEXT_PREVIEW),
-                    calls=_requested(answer.message),
+                    calls=requested_calls(answer.message),
                     usage=usage,
                     cost_micros=charged,
                     unknown_micros=opened.unknown_micros,
@@ -180,15 +176,6 @@ class ModelActivities:
         return outcome
 
 
-@dataclass(frozen=True)
-class Output:
-    """What an answer that ends the run gives back."""
-
-    value: JsonValue = None
-    artifact: Digest | None = None
-    problem: Failure | None = None
-
-
 def _provider_request(run: RunRecord, model: PinnedModel, messages: list[StoredMessage]) -> ProviderRequest:
     return ProviderRequest(
         model=model.model,
@@ -218,59 +205,6 @@ async def _context(connection: Connection, run: RunRecord, call: ModelCallReques
 
 def _cost(model: PinnedModel, usage: Usage) -> Micros:
     return Micros(0) if model.price is None else cost(model.price, usage)
-
-
-def _unusable(answer: ProviderAnswer) -> Failure | None:
-    """Answers that were paid for and still are none."""
-    match answer.stop:
-        case StopReason.MAX_TOKENS:
-            return Failure(kind=FailureKind.TRUNCATED, message="the answer was cut off at its length limit")
-        case StopReason.CONTEXT_FULL:
-            return Failure(kind=FailureKind.CONTEXT_TOO_LONG, message="the conversation no longer fits the model's context")
-        case StopReason.REFUSED:
-            return Failure(kind=FailureKind.REFUSED, message="the model, or its provider's filter, refused to answer")
-        case StopReason.DONE | StopReason.TOOL_CALLS | StopReason.PAUSED:
-            empty = not answer.message.text().strip() and not answer.message.tool_calls() and answer.stop is not StopReason.PAUSED
-            return Failure(kind=FailureKind.EMPTY_ANSWER, message="the answer was empty") if empty else None
-
-
-async def _output(connection: Connection, run: RunRecord, answer: ProviderAnswer) -> Output:
-    """The run's output, when this answer asks for no tool."""
-    if answer.message.tool_calls() or answer.stop is StopReason.PAUSED:
-        return Output()
-    text = answer.message.text().strip()
-    schema = run.agent.definition.output
-    value: JsonValue = text
-    if schema is not None:
-        try:
-            value = parse_json(_unfenced(text))
-        except ValueError as error:
-            return Output(problem=Failure(kind=FailureKind.OUTPUT_INVALID, message=f"not JSON: {error}"))
-        if problem := schema_problem(schema, value):
-            return Output(problem=Failure(kind=FailureKind.OUTPUT_INVALID, message=preview(problem, 500)))
-    whole = canonical_json(value)
-    if len(whole) <= _INLINE_OUTPUT:
-        return Output(value=value)
-    return Output(artifact=await transcripts.put_artifact(connection, run.tenant, whole.decode()))
-
-
-def _unfenced(text: str) -> str:
-    """Models like to put JSON into a Markdown fence, whatever they are told."""
-    if text.startswith("```") and text.endswith("```"):
-        return text.partition("\n")[2].rpartition("```")[0]
-    return text
-
-
-def _requested(message: Message) -> tuple[RequestedCall, ...]:
-    return tuple(
-        RequestedCall(index=index, tool=preview(block.tool, 64), arguments=_inline(block))
-        for index, block in enumerate(message.tool_calls())
-    )
-
-
-def _inline(block: ToolCallBlock) -> dict[str, JsonValue] | None:
-    arguments = block.arguments
-    return arguments if arguments is not None and len(canonical_json(arguments)) <= _INLINE_ARGUMENTS else None
 
 
 def _delay(failed: ProviderFailure, attempt: int) -> timedelta | None:

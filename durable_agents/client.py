@@ -19,7 +19,7 @@ from temporalio.client import (
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.envconfig import ClientConfig
 from temporalio.exceptions import ApplicationError, TerminatedError, WorkflowAlreadyStartedError
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from durable_agents.data_converter import DATA_CONVERTER
 from durable_agents.domain.approvals import Approval, ApprovalDecision
@@ -38,6 +38,15 @@ from durable_agents.domain.runs import (
     TimelineEntry,
 )
 from durable_agents.domain.tools import describe_errors
+from durable_agents.errors import (
+    AgentError,
+    InvalidRequest,
+    KeyReused,
+    NotReachable,
+    first_line,
+    no_worker,
+    server_error,
+)
 from durable_agents.search_attributes import at_start
 from durable_agents.settings import TASK_QUEUE
 
@@ -47,30 +56,6 @@ REQUEST_DIGEST = "request_digest"
 CONNECT_TIMEOUT = timedelta(seconds=5)
 CALL_TIMEOUT = timedelta(seconds=5)
 T = TypeVar("T")
-
-
-class AgentError(Exception):
-    """Something a caller can put right. `str()` is one line: cause and remedy."""
-
-
-class NotReachable(AgentError):  # noqa: N818 - a state of the world
-    """There is no Temporal server where we looked."""
-
-
-class NoWorker(AgentError):  # noqa: N818 - a state of the world
-    """The server is there, but no worker answers for the run."""
-
-
-class NotFound(AgentError):  # noqa: N818 - a state of the world
-    """There is no such run."""
-
-
-class KeyReused(AgentError):  # noqa: N818 - a state of the world
-    """The idempotency key belongs to another request."""
-
-
-class InvalidRequest(AgentError):  # noqa: N818 - a state of the world
-    """The request, or a message to a run, was refused."""
 
 
 class AgentClient:
@@ -128,7 +113,7 @@ class AgentClient:
         except WorkflowAlreadyStartedError:
             await self._require_same_request(request.run_id, fingerprint)
         except RPCError as error:
-            raise _server_error(error, request.run_id) from error
+            raise server_error(error, request.run_id) from error
         return self.get(request.run_id)
 
     async def start_new(
@@ -192,7 +177,7 @@ class RunHandle:
         except WorkflowFailureError as error:
             return _result_of_failure(self.id, error)
         except RPCError as error:
-            raise _server_error(error, self.id) from error
+            raise server_error(error, self.id) from error
 
     async def status(self) -> RunView:
         """Where the run stands. Needs a worker, also for runs that ended."""
@@ -227,11 +212,11 @@ class RunHandle:
         try:
             await self._workflow.execute_update("decide_approval", decision, rpc_timeout=CALL_TIMEOUT)
         except WorkflowUpdateFailedError as error:
-            raise InvalidRequest(_first_line(error.cause)) from error
+            raise InvalidRequest(first_line(error.cause)) from error
         except WorkflowUpdateRPCTimeoutOrCancelledError as error:
-            raise _no_worker(self.id) from error
+            raise no_worker(self.id) from error
         except RPCError as error:
-            raise _server_error(error, self.id) from error
+            raise server_error(error, self.id) from error
 
     async def cancel(self, *, reason: str = "", by: str | None = None) -> None:
         """Ask the run to stop at the next safe point: no effect is cut in half."""
@@ -249,11 +234,11 @@ class RunHandle:
                 "raise_budget", raise_, result_type=BudgetView, rpc_timeout=CALL_TIMEOUT
             )
         except WorkflowUpdateFailedError as error:
-            raise InvalidRequest(_first_line(error.cause)) from error
+            raise InvalidRequest(first_line(error.cause)) from error
         except WorkflowUpdateRPCTimeoutOrCancelledError as error:
-            raise _no_worker(self.id) from error
+            raise no_worker(self.id) from error
         except RPCError as error:
-            raise _server_error(error, self.id) from error
+            raise server_error(error, self.id) from error
         return view
 
     async def _decide(self, approval: str, decision: Literal["approve", "deny"], reason: str, by: str | None) -> None:
@@ -269,15 +254,15 @@ class RunHandle:
         try:
             await self._workflow.signal(name, payload, rpc_timeout=CALL_TIMEOUT)
         except RPCError as error:
-            raise _server_error(error, self.id) from error
+            raise server_error(error, self.id) from error
 
     async def _query(self, name: str, result_type: type[T]) -> T:
         try:
             answer: T = await self._workflow.query(name, result_type=result_type, rpc_timeout=CALL_TIMEOUT)
         except WorkflowQueryFailedError as error:
-            raise AgentError(f"{self.id} cannot answer {name!r}: {_first_line(error)}") from error
+            raise AgentError(f"{self.id} cannot answer {name!r}: {first_line(error)}") from error
         except RPCError as error:
-            raise _server_error(error, self.id) from error
+            raise server_error(error, self.id) from error
         return answer
 
 
@@ -292,24 +277,6 @@ def _result_of_failure(run: RunId, error: WorkflowFailureError) -> RunResult:
     if isinstance(cause, ApplicationError) and cause.details:
         return RunResult.model_validate(cause.details[0])
     if isinstance(cause, TerminatedError):
-        raise AgentError(f"{run} was terminated from outside, without a result: {_first_line(cause)}") from error
-    failure = Failure(kind=FailureKind.INTERNAL, message=_first_line(cause))
+        raise AgentError(f"{run} was terminated from outside, without a result: {first_line(cause)}") from error
+    failure = Failure(kind=FailureKind.INTERNAL, message=first_line(cause))
     return RunResult(run_id=run, status=RunStatus.FAILED, failure=failure, explanation=failure.message)
-
-
-def _server_error(error: RPCError, run: RunId) -> AgentError:
-    if error.status is RPCStatusCode.NOT_FOUND:
-        return NotFound(f"there is no run {run} that this could reach: it never was, or has ended ({_first_line(error)})")
-    if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.FAILED_PRECONDITION, RPCStatusCode.CANCELLED):
-        return _no_worker(run)
-    if error.status is RPCStatusCode.UNAVAILABLE:
-        return NotReachable("the Temporal server is gone: check that it runs and TEMPORAL_ADDRESS")
-    return InvalidRequest(f"the Temporal server refused: {_first_line(error)}")
-
-
-def _no_worker(run: RunId) -> NoWorker:
-    return NoWorker(f"no worker answers for {run}: start one with `python worker.py`")
-
-
-def _first_line(error: BaseException | None) -> str:
-    return inert(str(error).partition("\n")[0], 300) if error is not None else "no cause given"

@@ -14,7 +14,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 from durable_agents import search_attributes
 from durable_agents.activity_contracts import AdmissionRequest, Ending, Refusal, admit_run, finish_run
-from durable_agents.domain import budgets, run_state, run_views
+from durable_agents.domain import budgets, endings, run_state, run_views
 from durable_agents.domain.approvals import MAX_MESSAGE_BYTES, Approval, ApprovalDecision, Standing
 from durable_agents.domain.canonical import inert
 from durable_agents.domain.failures import Failure, FailureKind
@@ -102,7 +102,7 @@ class AgentRun:
             if self.state.calls and (end := await self._tools()) is not None:
                 return end
             if self.state.cancel is not None:
-                return self._cancelled()
+                return endings.cancelled(self.request.run_id, self.state)
             if self._must_continue_as_new:
                 await self._continue_as_new()
             if (limit := run_budget.before_model_call(self.state, workflow.now())) is not None:
@@ -128,7 +128,7 @@ class AgentRun:
             self.apply(run_state.model_failed, workflow.now(), outcome)
         following = after_model_call(self.state, outcome)
         if following.step is Step.END and isinstance(outcome, ModelAnswer):
-            return self._completed(outcome)
+            return endings.completed(self.request.run_id, self.state, outcome)
         return self._go_on(following)
 
     def _go_on(self, following: Next) -> RunResult | None:
@@ -153,12 +153,12 @@ class AgentRun:
             return self._exhausted(limit.explanation)
         end = await tool_turn(self)
         if end.ending is not None:
-            return self._result(end.ending, explanation=end.explanation)
+            return endings.ended(self.request.run_id, self.state, end.ending, end.explanation)
         if not end.interrupted:
             self.apply(run_state.turn_over)
             return None
         if self.state.cancel is not None:
-            return self._cancelled()
+            return endings.cancelled(self.request.run_id, self.state)
         if self._must_continue_as_new:
             await self._continue_as_new()
         return None  # the run's time is over: the next check says which
@@ -182,36 +182,11 @@ class AgentRun:
         mismatch = isinstance(cause, ApplicationError) and cause.type == FailureKind.CONSENT_MISMATCH
         return self._failed(Failure(kind=FailureKind.CONSENT_MISMATCH if mismatch else FailureKind.INTERNAL, message=message))
 
-    def _completed(self, answer: ModelAnswer) -> RunResult:
-        degraded = self.state.model > 0
-        explanation = f"answered by {answer.model}, a fallback of the chain" if degraded else ""
-        status = RunStatus.DEGRADED if degraded else RunStatus.COMPLETED
-        result = self._result(status, explanation=explanation)
-        return result.model_copy(update={"output": answer.output, "output_artifact": answer.output_artifact})
-
     def _exhausted(self, explanation: str) -> RunResult:
-        return self._result(RunStatus.BUDGET_EXHAUSTED, explanation=explanation)
-
-    def _cancelled(self) -> RunResult:
-        cancel = self.state.cancel
-        assert cancel is not None
-        return self._result(RunStatus.CANCELLED, explanation=f"cancelled by {cancel.by}: {cancel.reason or 'no reason given'}")
+        return endings.ended(self.request.run_id, self.state, RunStatus.BUDGET_EXHAUSTED, explanation)
 
     def _failed(self, failure: Failure) -> RunResult:
-        return self._result(RunStatus.FAILED, explanation=failure.message).model_copy(update={"failure": failure})
-
-    def _result(self, status: RunStatus, *, explanation: str) -> RunResult:
-        """The result of this end; unless the agent finished, its last words are the partial result."""
-        state = self.state
-        return RunResult(
-            run_id=self.request.run_id,
-            status=status,
-            output=state.last_text or None,
-            explanation=explanation,
-            agent_version=state.admitted.version if state.admitted is not None else None,
-            turns=state.turn,
-            spend=state.spend,
-        )
+        return endings.failed(self.request.run_id, self.state, failure)
 
     def _publish(self) -> None:
         """Search attributes cost an event, so only when they change; the details are a query and cost nothing."""

@@ -7,10 +7,11 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Literal, assert_never
 
-from durable_agents.client import NotFound, NoWorker, RunHandle
+from durable_agents.client import RunHandle
 from durable_agents.domain.approvals import Approval
 from durable_agents.domain.identifiers import ApprovalId
 from durable_agents.domain.runs import RejectedMessage, RunView
+from durable_agents.errors import NotFound, NoWorker
 from durable_agents.search_attributes import PENDING_APPROVALS
 from starter.cli.connection import Connection, connect, connect_to_run
 from starter.cli.exit_codes import CliError, ExitCode

@@ -16,7 +16,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from activities.postgres import Database, DatabaseError
-from durable_agents.client import NotReachable
+from durable_agents.errors import NotReachable
 from durable_agents.search_attributes import AGENT_NAME, AGENT_STATUS, PENDING_APPROVALS, TENANT
 from durable_agents.settings import Settings, SettingsError, read_settings
 from starter.cli.agent_list import find_agents, problem_of

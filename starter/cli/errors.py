@@ -3,7 +3,7 @@
 from temporalio.client import RPCTimeoutOrCancelledError
 from temporalio.service import RPCError, RPCStatusCode
 
-from durable_agents.client import AgentError, InvalidRequest, KeyReused, NotFound, NotReachable, NoWorker
+from durable_agents.errors import AgentError, InvalidRequest, KeyReused, NotFound, NotReachable, NoWorker
 from durable_agents.settings import SettingsError
 from starter.cli.exit_codes import ExitCode
 from starter.embedded.processes import EmbeddedServerError

@@ -5,10 +5,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
 
-from durable_agents.client import AgentError, NotFound, NotReachable, NoWorker, RunHandle
+from durable_agents.client import RunHandle
 from durable_agents.domain.identifiers import ApprovalId
 from durable_agents.domain.prices import format_usd
 from durable_agents.domain.runs import RunResult, RunStatus, RunView, TimelineEntry
+from durable_agents.errors import AgentError, NotFound, NotReachable, NoWorker
 from starter.cli.exit_codes import CliError, ExitCode
 from starter.cli.screen import Screen
 from starter.cli.views import show_approval

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from durable_agents.client import InvalidRequest, NotFound, RunHandle
+from durable_agents.client import RunHandle
 from durable_agents.domain.runs import RunRequest, RunResult, RunStatus
 from durable_agents.domain.tools import describe_errors
+from durable_agents.errors import InvalidRequest, NotFound
 from durable_agents.settings import read_settings
 from starter.cli.connection import Connection, connect, connect_to_run
 from starter.cli.exit_codes import CliError, ExitCode

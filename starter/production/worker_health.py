@@ -18,7 +18,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from durable_agents import AgentClient
-from durable_agents.client import NotReachable
+from durable_agents.errors import NotReachable
 from durable_agents.settings import SettingsError, read_settings
 
 RECENT = timedelta(seconds=150)

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from durable_agents import Approval, RunHandle
-from durable_agents.client import NoWorker
+from durable_agents.errors import NoWorker
 
 T = TypeVar("T")
 LOOK_AGAIN = 0.03

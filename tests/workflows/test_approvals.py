@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from durable_agents import ApprovalDecision, RunStatus
-from durable_agents.client import InvalidRequest
 from durable_agents.domain.identifiers import ApprovalId, Digest, UserId
+from durable_agents.errors import InvalidRequest
 from tests.support.scripts import refund, tell, turns
 from tests.support.waiting import eventually, pending
 from tests.support.world import World

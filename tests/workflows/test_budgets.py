@@ -6,7 +6,7 @@ import pytest
 from pydantic import JsonValue
 
 from durable_agents import Budget, RunStatus
-from durable_agents.client import InvalidRequest
+from durable_agents.errors import InvalidRequest
 from tests.support.scripts import refund, turns
 from tests.support.waiting import pending
 from tests.support.world import World

@@ -6,7 +6,7 @@ import pytest
 from temporalio.client import WorkflowExecutionStatus
 
 from durable_agents import Budget, RunRequest, RunStatus
-from durable_agents.client import KeyReused, NotFound
+from durable_agents.errors import KeyReused, NotFound
 from tests.support.scripts import refund, turns
 from tests.support.waiting import pending
 from tests.support.world import World

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from durable_agents import AgentClient, Budget, RunStatus
-from durable_agents.client import InvalidRequest
+from durable_agents.errors import InvalidRequest
 from starter.embedded.servers import Endpoints
 from starter.embedded.temporal import EmbeddedTemporal
-from tests.support.scripts import refund, turns
+from tests.support.scripts import Call, refund, turns
 from tests.support.waiting import pending
 from tests.support.world import TestDatabase, World, open_world, settings_for
 from worker import build_worker
@@ -19,7 +19,7 @@ from worker import build_worker
 async def test_tool_calls_of_one_turn_run_in_parallel(world: World) -> None:
     """Three slow look-ups cost the time of one: all three hang at the shop at the same time."""
     await world.fault(path="/orders/*", after_effect="hang", times=3)
-    lookups = [("lookup_order", {"order": f"A-100{n}"}) for n in (1, 2, 3)]
+    lookups: list[Call] = [("lookup_order", {"order": f"A-100{n}"}) for n in (1, 2, 3)]
     await world.script(turns(lookups, "done"))
     async with world.worker():
         run = await world.start()

@@ -1,0 +1,40 @@
+"""In which words does a run end?"""
+
+from durable_agents.domain.failures import Failure
+from durable_agents.domain.identifiers import RunId
+from durable_agents.domain.model_calls import ModelAnswer
+from durable_agents.domain.run_state import RunState
+from durable_agents.domain.runs import RunResult, RunStatus
+
+
+def ended(run: RunId, state: RunState, status: RunStatus, explanation: str) -> RunResult:
+    """The result of an end; unless the agent finished, its last words are the partial result."""
+    return RunResult(
+        run_id=run,
+        status=status,
+        output=state.last_text or None,
+        explanation=explanation,
+        agent_version=state.admitted.version if state.admitted is not None else None,
+        turns=state.turn,
+        spend=state.spend,
+    )
+
+
+def completed(run: RunId, state: RunState, answer: ModelAnswer) -> RunResult:
+    """The agent's own end. An answer of a fallback model is a degraded one, and says so."""
+    degraded = state.model > 0
+    status = RunStatus.DEGRADED if degraded else RunStatus.COMPLETED
+    explanation = f"answered by {answer.model}, a fallback of the chain" if degraded else ""
+    result = ended(run, state, status, explanation)
+    return result.model_copy(update={"output": answer.output, "output_artifact": answer.output_artifact})
+
+
+def cancelled(run: RunId, state: RunState) -> RunResult:
+    """Somebody asked the run to stop."""
+    by, why = (state.cancel.by, state.cancel.reason) if state.cancel is not None else ("unknown", "")
+    return ended(run, state, RunStatus.CANCELLED, f"cancelled by {by}: {why or 'no reason given'}")
+
+
+def failed(run: RunId, state: RunState, failure: Failure) -> RunResult:
+    """Something went wrong that nobody in the run could mend."""
+    return ended(run, state, RunStatus.FAILED, failure.message).model_copy(update={"failure": failure})
