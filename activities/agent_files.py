@@ -5,6 +5,7 @@ YAML 1.2 (`on` and `no` stay words), duplicate keys refused, every error with fi
 
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
@@ -12,7 +13,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from activities.permissions import check_condition
 from activities.schemas import check_schema
@@ -56,14 +57,14 @@ def read_policy(folder: Path) -> Policy:
     return policy
 
 
-def read_text(file: Path) -> str:
-    """A text file of the folder, not empty."""
+def read_prompt(folder: Path, name: str) -> str:
+    """The text of the prompt file, not empty."""
     try:
-        text = file.read_text(encoding="utf8").strip()
+        text = (folder / name).read_text(encoding="utf8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise AgentFileError(f"{file}: cannot be read: {error}") from None
+        raise definition_error(folder, ("prompt",), f"{name} cannot be read: {_reason(error)}") from None
     if not text:
-        raise AgentFileError(f"{file}: is empty")
+        raise definition_error(folder, ("prompt",), f"{name} is empty")
     return text
 
 
@@ -76,6 +77,12 @@ def read_tools(folder: Path) -> dict[str, Tool]:
     return {value.spec.name: value for value in vars(module).values() if isinstance(value, Tool)}
 
 
+def definition_error(folder: Path, place: tuple[str | int, ...], message: str) -> AgentFileError:
+    """What is wrong with a part of `agent.yaml` that can only be judged together with the folder's other files."""
+    file = folder / "agent.yaml"
+    return _error(file, _document(file), place, message)
+
+
 def _import(file: Path, name: str) -> ModuleType:
     specification = importlib.util.spec_from_file_location(name, file)
     assert specification is not None
@@ -84,23 +91,46 @@ def _import(file: Path, name: str) -> ModuleType:
     sys.modules[name] = module
     try:
         specification.loader.exec_module(module)
-    except Exception as error:  # somebody else's code: whatever it raises is this file's error
+    except (Exception, SystemExit) as error:  # somebody else's code: whatever it raises is this file's error
         del sys.modules[name]
-        raise AgentFileError(f"{file}: cannot be imported: {type(error).__name__}: {error}") from error
+        message = str(error.msg if isinstance(error, SyntaxError) else error).partition("\n")[0]
+        raise AgentFileError(f"{file}:{_line_in(file, error)}: {type(error).__name__}: {message}") from error
     return module
 
 
-def _read(file: Path, model: type[M]) -> tuple[M, CommentedMap]:
+def _line_in(file: Path, error: BaseException) -> int:
+    """The line of the file that led to the error."""
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        return error.lineno or 1
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return (lines[-1] if lines else None) or 1
+
+
+def _document(file: Path) -> CommentedMap:
     yaml = YAML(typ="rt")
     try:
         document = yaml.load(file.read_text(encoding="utf8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise AgentFileError(f"{file}: cannot be read: {error}") from None
+        raise AgentFileError(f"{file}: cannot be read: {_reason(error)}") from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise AgentFileError(f"{file}:{line}: {error.problem or error.context}") from None
+    except YAMLError as error:  # a character that YAML does not take; it comes without a mark
+        raise AgentFileError(f"{file}:1: {_reason(error)}") from None
+    except RecursionError:
+        raise AgentFileError(f"{file}:1: is nested too deeply") from None
     if not isinstance(document, CommentedMap):
         raise AgentFileError(f"{file}:1: must be a mapping of names to values")
+    return document
+
+
+def _reason(error: Exception) -> str:
+    """Why, without the path (it is in front already), as one line."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error).strip().partition("\n")[0]
+
+
+def _read(file: Path, model: type[M]) -> tuple[M, CommentedMap]:
+    document = _document(file)
     try:
         return model.model_validate(_plain(document)), document
     except ValidationError as error:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from activities.agent_files import AgentFileError, read_definition, read_policy, read_text, read_tools
+from activities.agent_files import AgentFileError, definition_error, read_definition, read_policy, read_prompt, read_tools
 from durable_agents.domain.agents import AgentDefinition, EnvironmentValue, PinnedAgent
 from durable_agents.domain.canonical import digest
 from durable_agents.domain.identifiers import Digest
@@ -77,10 +77,10 @@ def load_agent(folder: Path) -> LoadedAgent:
     for number, name in enumerate(definition.tools):
         if name not in tools:
             known = ", ".join(sorted(tools)) or "none"
-            raise AgentFileError(f"{folder / CATALOG_FILE}: tools.{number}: tools.py has no @tool {name!r} (it has: {known})")
+            raise definition_error(folder, ("tools", number), f"tools.py has no @tool {name!r} (it has: {known})")
     pinned = PinnedAgent(
         definition=definition,
-        prompt=read_text(folder / definition.prompt),
+        prompt=read_prompt(folder, definition.prompt),
         policy=policy,
         policy_digest=digest(policy.model_dump(mode="json")),
         tools=tuple(tools[name].spec for name in definition.tools if ever_allowed(policy, name)),
