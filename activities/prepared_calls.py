@@ -117,7 +117,13 @@ def _parse(tool: Tool, block: ToolCallBlock) -> BaseModel:
 
 
 async def settle(
-    connection: Connection, call: FoundCall, result: Literal["ok", "error", "refused"], text: str, rule: str = ""
+    connection: Connection,
+    call: FoundCall,
+    result: Literal["ok", "error", "refused"],
+    text: str,
+    rule: str = "",
+    *,
+    mistake: bool = False,
 ) -> ToolSettled:
     """Bring a call to its end: result in the transcript, dispatch row, audit, in the caller's transaction."""
     request, block = call.request, call.block
@@ -130,6 +136,8 @@ async def settle(
         preview=inert(text, _PREVIEW),
         message_bytes=stored.size,
         rule=inert(rule, _PREVIEW),
+        mistake=mistake,
+        fingerprint=digest([block.tool, block.arguments, told.text])[:12],
         policy_digest=call.run.agent.policy_digest if result == "refused" else None,
     )
     await dispatches.settle(connection, request, outcome, key=call.key, tool=block.tool, fence=fence())

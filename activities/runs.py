@@ -137,6 +137,7 @@ def _terms(request: RunRequest, agent: LoadedAgent) -> Admitted:
         models=tuple(_pin(entry) for entry in pinned.definition.models),
         tools={spec.name: ToolPlan(effect=spec.effect, timeout=spec.timeout) for spec in pinned.tools},
         budget=narrowed(request.budget, pinned.definition.budget),
+        loops=pinned.definition.loops,
         opening_bytes=len(canonical_json(sent)),
     )
 

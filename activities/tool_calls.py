@@ -56,7 +56,7 @@ class ToolActivities:
             try:
                 call = prepare(found, self._catalog)
             except SenselessCall as senseless:
-                return await settle(connection, found, "refused", senseless.told, senseless.rule)
+                return await settle(connection, found, "refused", senseless.told, senseless.rule, mistake=True)
             if call.row is not None and call.row.state is DispatchState.UNKNOWN:
                 return await _resolve_unknown(connection, call)
             verdict = _verdict(call)

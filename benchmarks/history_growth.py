@@ -19,13 +19,13 @@ from starter.demo.loopback import serve
 from starter.embedded.servers import EmbeddedServers
 from tests.support.world import World, fresh_database, open_world, prepare_template, settings_for
 
-RESULT_BYTES = 1024
+ROUNDS = 400  # of two to three characters each: results of about 1 KB, every turn another one
 DEFAULT_TURNS = (10, 20, 40, 80)
 
 
 async def measure(world: World, turns: int) -> tuple[int, int, float]:
     """Events, bytes of history as the server counts them, and seconds of one run."""
-    arguments = {"text": "x", "times": RESULT_BYTES}
+    arguments = {"text": "{n}|", "times": ROUNDS}
     await world.script({"repeat_tool": {"name": "echo", "arguments": arguments, "times": turns, "then_text": "done"}})
     begun = time.monotonic()
     run = await world.start({"n": turns})

@@ -30,7 +30,7 @@ from durable_agents.domain.runs import (
     RunView,
     TimelineEntry,
 )
-from durable_agents.domain.turns import Next, Step, after_model_call
+from durable_agents.domain.turns import Next, Step, after_model_call, after_tool_turn, signature
 from workflows import activity_options, run_budget
 from workflows.model_turn import model_turn
 from workflows.tool_turn import tool_turn
@@ -134,7 +134,10 @@ class AgentRun:
     def _go_on(self, following: Next) -> RunResult | None:
         match following.step:
             case Step.REPAIR:
-                self.apply(run_state.repairing, following.correction)
+                assert following.failure is not None
+                self.apply(run_state.repairing, following.correction, signature(following.failure))
+            case Step.WARN:
+                self.apply(run_state.told, following.correction)
             case Step.NEXT_MODEL:
                 self.apply(run_state.next_model, workflow.now())
             case Step.BUDGET_EXHAUSTED:
@@ -155,8 +158,9 @@ class AgentRun:
         if end.ending is not None:
             return endings.ended(self.request.run_id, self.state, end.ending, end.explanation)
         if not end.interrupted:
+            following = after_tool_turn(self.state)
             self.apply(run_state.turn_over)
-            return None
+            return self._go_on(following)
         if self.state.cancel is not None:
             return endings.cancelled(self.request.run_id, self.state)
         if self._must_continue_as_new:

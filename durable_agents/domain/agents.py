@@ -11,6 +11,7 @@ from durable_agents.domain.canonical import canonical_json
 from durable_agents.domain.durations import Duration
 from durable_agents.domain.effects import Effect
 from durable_agents.domain.identifiers import Digest, Name
+from durable_agents.domain.loops import LoopGuard
 from durable_agents.domain.messages import Message, TextBlock
 from durable_agents.domain.model_calls import PinnedModel, Provider
 from durable_agents.domain.permissions import Policy
@@ -84,6 +85,7 @@ class AgentDefinition(BaseModel):
     """JSON schema of the run's input; absent: any object."""
     output: dict[str, JsonValue] | None = None
     """JSON schema of the run's output; absent: free text."""
+    loops: LoopGuard = LoopGuard()
     settings: dict[str, str | EnvironmentValue] = Field(default_factory=dict)
 
     @field_validator("tools")
@@ -132,6 +134,7 @@ class Admitted(BaseModel):
     models: tuple[PinnedModel, ...]
     tools: dict[str, ToolPlan]
     budget: Budget
+    loops: LoopGuard = LoopGuard()
     opening_bytes: int
     """Size of prompt, tool schemas and input: what every call of this run sends."""
 

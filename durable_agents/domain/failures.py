@@ -47,6 +47,7 @@ class FailureKind(StrEnum):
     EMPTY_ANSWER = "empty_answer"
     OUTPUT_INVALID = "output_invalid"
     TOO_MANY_REPAIRS = "too_many_repairs"
+    LOOP = "loop"
     ALLOWANCE_EXCEEDED = "allowance_exceeded"
     UNKNOWN_AGENT = "unknown_agent"
     UNKNOWN_MODEL = "unknown_model"
@@ -78,6 +79,7 @@ class Answer(NamedTuple):
 _TRANSIENT, _MODEL, _LOGIC, _PERMANENT = FailureClass
 _CUT_OFF = "Your last answer was cut off at its length limit and nothing of it was done. Answer shorter."
 _EMPTY = "Your last answer was empty. Answer, or call a tool."
+_CIRCLES = "You have made the same calls with the same results several times: {detail}. Do something else, or finish."
 _UNFIT = "Your last answer does not fit the required JSON schema: {detail}. Answer with that JSON only."
 
 ANSWERS: dict[FailureKind, Answer] = {
@@ -99,6 +101,7 @@ ANSWERS: dict[FailureKind, Answer] = {
     FailureKind.EMPTY_ANSWER: Answer(_MODEL, Billed.YES, told_to_model=_EMPTY),
     FailureKind.OUTPUT_INVALID: Answer(_MODEL, Billed.YES, told_to_model=_UNFIT),
     FailureKind.TOO_MANY_REPAIRS: Answer(_MODEL, next_model=True),
+    FailureKind.LOOP: Answer(_LOGIC, told_to_model=_CIRCLES),
     FailureKind.ALLOWANCE_EXCEEDED: Answer(_LOGIC),
     FailureKind.UNKNOWN_AGENT: Answer(_LOGIC),
     FailureKind.UNKNOWN_MODEL: Answer(_LOGIC),
@@ -130,6 +133,8 @@ MEANINGS: dict[FailureKind, str] = {
     FailureKind.EMPTY_ANSWER: "The model answered with neither text nor a tool call.",
     FailureKind.OUTPUT_INVALID: "The final answer does not fit the agent's output schema.",
     FailureKind.TOO_MANY_REPAIRS: "The model was told about its own failure as often as it may be, and failed again.",
+    FailureKind.LOOP: "The run goes round in circles: the same calls with the same results, again and again.",
+    FailureKind.LOOP: "the run went round in circles: the same calls with the same results",
     FailureKind.ALLOWANCE_EXCEEDED: "The next try could cost more than what is left of the run's budget, so it was not started.",
     FailureKind.UNKNOWN_AGENT: "No folder of agents on this worker holds an agent of this name.",
     FailureKind.UNKNOWN_MODEL: "The agent names a model that the price list does not know.",

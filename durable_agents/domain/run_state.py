@@ -58,6 +58,12 @@ class RunState(BaseModel):
     model: int = 0
     turn: int = 0
     repairs: int = 0
+    mistakes: tuple[str, ...] = ()
+    """What the model has done wrong since its last good turn, one signature each."""
+    turn_mistakes: tuple[str, ...] = ()
+    """What it did wrong in this turn's calls."""
+    recent: tuple[str, ...] = ()
+    """Fingerprints of the last calls and their results."""
     correction: str = ""
     calls: tuple[RequestedCall, ...] = ()
     """The tool calls of this turn while they are being dealt with."""
@@ -134,15 +140,20 @@ def model_failed(state: RunState, now: datetime, outcome: ModelFailure) -> RunSt
     return noted(changed, now, f"model call failed: {outcome.failure.kind}")
 
 
-def repairing(state: RunState, correction: str) -> RunState:
+def repairing(state: RunState, correction: str, signature: str) -> RunState:
     """The model will be told about its own failure with the next call."""
-    context = state.context.plus(len(correction.encode()))
-    return state.model_copy(update={"correction": correction, "repairs": state.repairs + 1, "context": context})
+    changed = told(state, correction)
+    return changed.model_copy(update={"repairs": state.repairs + 1, "mistakes": (*state.mistakes, signature)})
+
+
+def told(state: RunState, correction: str) -> RunState:
+    """The model will read this before its next answer."""
+    return state.model_copy(update={"correction": correction, "context": state.context.plus(len(correction.encode()))})
 
 
 def next_model(state: RunState, now: datetime) -> RunState:
     """The next model of the chain takes over."""
-    changed = state.model_copy(update={"model": state.model + 1, "repairs": 0, "correction": ""})
+    changed = state.model_copy(update={"model": state.model + 1, "repairs": 0, "mistakes": (), "correction": ""})
     return noted(changed, now, f"falling back to model {changed.model + 1} of the chain")
 
 
@@ -153,14 +164,22 @@ def tool_settled(state: RunState, now: datetime, call: RequestedCall, outcome: T
             "calls": tuple(other for other in state.calls if other.index != call.index),
             "context": state.context.plus(outcome.message_bytes),
             "spend": state.spend.plus(tool_calls=1),
+            "turn_mistakes": (*state.turn_mistakes, f"{outcome.rule}: {call.tool}") if outcome.mistake else state.turn_mistakes,
+            "recent": (*state.recent, outcome.fingerprint)[-_remembered(state) :],
         }
     )
     return noted(changed, now, f"{call.tool}: {outcome.result}" + (f" ({outcome.rule})" if outcome.rule else ""))
 
 
 def turn_over(state: RunState) -> RunState:
-    """Every call of the turn is settled; a good turn makes up for earlier repairs."""
-    return state.model_copy(update={"calls": (), "repairs": 0})
+    """Every call of the turn is settled; a good turn makes up for earlier mistakes."""
+    mistakes = (*state.mistakes, *state.turn_mistakes) if state.turn_mistakes else ()
+    repairs = state.repairs + 1 if state.turn_mistakes else 0
+    return state.model_copy(update={"calls": (), "repairs": repairs, "mistakes": mistakes, "turn_mistakes": ()})
+
+
+def _remembered(state: RunState) -> int:
+    return state.admitted.loops.remembered if state.admitted is not None else 1
 
 
 def asked(state: RunState, now: datetime, approval: Approval) -> RunState:

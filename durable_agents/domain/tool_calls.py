@@ -30,7 +30,11 @@ class ToolSettled(Compact):
     preview: str
     message_bytes: int
     rule: str = ""
-    """The policy's reason."""
+    """The policy's reason, or what was wrong with the call."""
+    mistake: bool = False
+    """The call made no sense: the model's own mistake, to be mended by it."""
+    fingerprint: str = ""
+    """Stands for tool, arguments and result: equal fingerprints are the same call with the same outcome."""
     policy_digest: Digest | None = None
 
 

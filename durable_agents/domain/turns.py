@@ -5,6 +5,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict
 
 from durable_agents.domain.failures import Failure, FailureKind, correction
+from durable_agents.domain.loops import repetition
 from durable_agents.domain.model_calls import MAX_REPAIRS, ModelAnswer, ModelOutcome, StopReason
 from durable_agents.domain.run_state import RunState
 
@@ -15,6 +16,7 @@ class Step(StrEnum):
     CALL_TOOLS = "call_tools"
     ASK_AGAIN = "ask_again"
     REPAIR = "repair"
+    WARN = "warn"
     NEXT_MODEL = "next_model"
     END = "end"
     BUDGET_EXHAUSTED = "budget_exhausted"
@@ -41,14 +43,46 @@ def after_model_call(state: RunState, outcome: ModelOutcome) -> Next:
     return _after_failure(state, outcome.failure)
 
 
+def after_tool_turn(state: RunState) -> Next:
+    """Decide, when every call of the turn is settled and before `turn_over` forgets what was wrong with it."""
+    again = sorted(set(state.turn_mistakes) & set(state.mistakes))
+    if again or (state.turn_mistakes and state.repairs >= MAX_REPAIRS):
+        wrong = ", ".join(again or state.turn_mistakes)
+        return _give_up_on_model(
+            state, Failure(kind=FailureKind.TOO_MANY_REPAIRS, message=f"the model repeats its mistake: {wrong}")
+        )
+    return _after_repetition(state)
+
+
+def _after_repetition(state: RunState) -> Next:
+    assert state.admitted is not None
+    found, guard = repetition(state.recent), state.admitted.loops
+    if found.rounds < guard.warn:
+        return Next(step=Step.ASK_AGAIN)
+    failure = Failure(kind=FailureKind.LOOP, message=f"{found.rounds} identical rounds of {found.cycle} call(s)")
+    if found.rounds >= guard.stop:
+        return Next(step=Step.FAIL, failure=failure)
+    return Next(step=Step.WARN, failure=failure, correction=correction(failure))
+
+
 def _after_failure(state: RunState, failure: Failure) -> Next:
-    """Tell the model about its own failure, at most twice; else the next model of the chain; else fail."""
+    """Tell the model about its own failure, at most twice and never the same thing twice; else give up on the model."""
     if failure.kind is FailureKind.ALLOWANCE_EXCEEDED:
         return Next(step=Step.BUDGET_EXHAUSTED, failure=failure)
     told = correction(failure)
-    if told and state.repairs < MAX_REPAIRS:
+    if told and state.repairs < MAX_REPAIRS and signature(failure) not in state.mistakes:
         return Next(step=Step.REPAIR, failure=failure, correction=told)
-    chain = state.admitted.models if state.admitted is not None else ()
-    if (told or failure.answer.next_model) and state.model + 1 < len(chain):
-        return Next(step=Step.NEXT_MODEL, failure=failure)
+    if told or failure.answer.next_model:
+        return _give_up_on_model(state, failure)
     return Next(step=Step.FAIL, failure=failure)
+
+
+def _give_up_on_model(state: RunState, failure: Failure) -> Next:
+    """The next model of the chain, if there is one."""
+    chain = state.admitted.models if state.admitted is not None else ()
+    return Next(step=Step.NEXT_MODEL if state.model + 1 < len(chain) else Step.FAIL, failure=failure)
+
+
+def signature(failure: Failure) -> str:
+    """What makes two failures the same."""
+    return f"{failure.kind}: {failure.message}"

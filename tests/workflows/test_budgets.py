@@ -32,7 +32,7 @@ async def test_a_run_stops_before_the_step_that_would_pass_a_limit(
     world: World, budget: Budget, limit: str, model_calls: int
 ) -> None:
     """A ceiling, not a brake: the request that could pass the limit never leaves; the end names the limit."""
-    await world.script({"repeat_tool": {"name": "echo", "arguments": {"text": "x"}, "times": 50, "then_text": "done"}})
+    await world.script({"repeat_tool": {"name": "echo", "arguments": {"text": "{n}"}, "times": 50, "then_text": "done"}})
     async with world.worker():
         run = await world.start(budget=budget)
         result = await run.result()
@@ -113,7 +113,7 @@ async def test_what_a_provider_counts_beyond_the_maximum_is_booked_as_overrun(wo
 async def test_the_bound_on_input_holds_and_is_tight(world: World) -> None:
     """The hold covers what the provider counts, in every turn, without holding many times as much."""
     await world.script(
-        {"repeat_tool": {"name": "echo", "arguments": {"text": "abc", "times": 300}, "times": 8, "then_text": "done"}}
+        {"repeat_tool": {"name": "echo", "arguments": {"text": "abc{n}", "times": 250}, "times": 8, "then_text": "done"}}
     )
     async with world.worker():
         run = await world.start()

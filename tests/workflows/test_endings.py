@@ -106,7 +106,7 @@ async def test_an_output_that_does_not_fit_is_sent_back_and_then_accepted(world:
 
 
 async def test_an_output_that_never_fits_is_a_typed_end(world: World) -> None:
-    """Two repairs and then the end: no endless, paid-for argument about a schema."""
+    """The same mistake twice and then the end: no endless, paid-for argument about a schema."""
     await world.script({"steps": [{"text": "no"}] * 9, "per": "global"})
     async with world.worker():
         run = await world.start({"order": "A-1001"}, agent="strict")
@@ -114,7 +114,7 @@ async def test_an_output_that_never_fits_is_a_typed_end(world: World) -> None:
     assert result.status is RunStatus.FAILED
     assert result.failure is not None
     assert result.failure.kind == "output_invalid"
-    assert result.spend.model_calls == 3
+    assert result.spend.model_calls == 2
 
 
 async def test_asking_for_a_run_that_never_was_says_so(world: World) -> None:
