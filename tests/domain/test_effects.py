@@ -147,6 +147,13 @@ def test_keys_are_stable_and_distinct(one: tuple[str, ...], other: tuple[str, ..
     assert len(key(one)) == 64
 
 
+def test_parts_of_a_key_cannot_be_shifted_into_each_other() -> None:
+    """Tenant `ab` with run `c` is not tenant `a` with run `bc`; nor is call 1.11 call 11.1."""
+    alike = [("ab", "c", "d", "e"), ("a", "bc", "d", "e"), ("a", "b", "cd", "e"), ("a", "b", "c", "de"), ("abcde", "", "", "")]
+    assert len({key(parts_) for parts_ in alike}) == len(alike)
+    assert key(("t", "r", "x", "1.11")) != key(("t", "r", "x", "11.1"))
+
+
 def test_a_key_is_the_same_in_every_release() -> None:
     """A deployment between two tries of a refund must not change its key; this value is frozen."""
     frozen = "0eb58b592b27513048ad"
