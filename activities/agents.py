@@ -85,6 +85,10 @@ def load_agent(folder: Path) -> LoadedAgent:
         policy_digest=digest(policy.model_dump(mode="json")),
         tools=tuple(tools[name].spec for name in definition.tools if ever_allowed(policy, name)),
     )
+    try:
+        pinned.fallbacks()
+    except LookupError as error:
+        raise AgentFileError(f"{folder / CATALOG_FILE}: fallbacks: {error.args[0]}") from None
     return LoadedAgent(folder, pinned, digest(pinned.model_dump(mode="json")), _listed(definition, tools))
 
 

@@ -5,7 +5,7 @@ overtaken changes nothing.
 """
 
 import asyncpg
-from pydantic import JsonValue, TypeAdapter
+from pydantic import TypeAdapter
 
 from activities.heartbeat import stale_attempt
 from activities.postgres import Connection
@@ -106,11 +106,6 @@ async def decide_approval(connection: Connection, call: ToolCallRequest, consent
         consent.digest,
     )
     return bool(decided)
-
-
-def consent_facts(consent: Consent) -> dict[str, JsonValue]:
-    """A decision as the audit log keeps it."""
-    return {"approval": consent.approval_id, "approved": consent.approved, "by": consent.by, "digest": consent.digest}
 
 
 def _dispatch(row: asyncpg.Record) -> Dispatch:

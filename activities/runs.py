@@ -15,6 +15,7 @@ from activities.schemas import schema_problem
 from activities.storage_errors import storage_errors
 from durable_agents.activity_contracts import Admission, AdmissionOutcome, AdmissionRequest, Ending, Refusal
 from durable_agents.domain.agents import Admitted, ModelEntry, PinnedAgent, ToolPlan, opening, system_prompt
+from durable_agents.domain.approvals import Consent
 from durable_agents.domain.budgets import above, narrowed
 from durable_agents.domain.canonical import canonical_json
 from durable_agents.domain.failures import Failure, FailureKind
@@ -84,6 +85,8 @@ class RunActivities:
                         " where tenant = $1 and run_id = $2 and ended_at is null returning 1",
                         ending.tenant, result.run_id, result.status, result.model_dump(mode="json"),
                     )  # fmt: skip
+                    if written and ending.decision is not None:
+                        await _write_take_over(connection, ending, ending.decision)
                     if written:
                         body: dict[str, JsonValue] = {"status": result.status, "spend": result.spend.model_dump(mode="json")}
                         await audit.append(connection, ending.tenant, result.run_id, "run_ended", body)
@@ -138,6 +141,8 @@ def _terms(request: RunRequest, agent: LoadedAgent) -> Admitted:
         tools={spec.name: ToolPlan(effect=spec.effect, timeout=spec.timeout) for spec in pinned.tools},
         budget=narrowed(request.budget, pinned.definition.budget),
         loops=pinned.definition.loops,
+        routes=pinned.definition.routes(),
+        fallbacks=pinned.fallbacks(),
         opening_bytes=len(canonical_json(sent)),
     )
 
@@ -181,6 +186,18 @@ async def _admitted_before(connection: Connection, request: AdmissionRequest) ->
         return Admission(terms=Admitted.model_validate(row["terms"]))
     message = f"{request.request.run_id} has run before and is {row['status']}: use another idempotency key"
     return _refused(FailureKind.KEY_REUSED, message)
+
+
+async def _write_take_over(connection: Connection, ending: Ending, decision: Consent) -> None:
+    """Who was asked to take the run over, and what they said."""
+    await connection.execute(
+        "insert into approval (tenant, run_id, approval_id, turn, index, kind, tool, digest, policy_digest, request,"
+        " approved, decided_by, reason, decided_at) select $1, $2, $3, $4, -1, $5, '', $6, terms ->> 'policy_digest', '{}',"
+        " $7, $8, $9, $10 from run where tenant = $1 and run_id = $2 on conflict do nothing",
+        ending.tenant, ending.result.run_id, decision.approval_id, ending.result.turns, decision.kind, decision.digest,
+        decision.approved, decision.by, decision.reason, decision.decided_at,
+    )  # fmt: skip
+    await audit.append(connection, ending.tenant, ending.result.run_id, "approval_decided", decision.audited())
 
 
 def _refused(kind: FailureKind, message: str) -> Refusal:

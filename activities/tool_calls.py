@@ -145,8 +145,7 @@ async def _record_decision(connection: Connection, call: PreparedCall, consent: 
         message = f"the decision {consent.approval_id} is bound to another call than {call.path}"
         raise ApplicationError(message, type=CONSENT_MISMATCH, non_retryable=True)
     if await dispatches.decide_approval(connection, call.request, consent):
-        body: dict[str, JsonValue] = dispatches.consent_facts(consent)
-        await audit.append(connection, call.request.tenant, call.request.run_id, "approval_decided", body)
+        await audit.append(connection, call.request.tenant, call.request.run_id, "approval_decided", consent.audited())
 
 
 async def _take_next_step(connection: Connection, call: PreparedCall, verdict: Verdict) -> PreparedCall | ToolOutcome:

@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from temporalio import activity
 
 from durable_agents.domain.agents import Admitted
-from durable_agents.domain.approvals import ApprovalDecision
+from durable_agents.domain.approvals import ApprovalDecision, Consent
 from durable_agents.domain.failures import Failure
 from durable_agents.domain.identifiers import RunId, TenantId
 from durable_agents.domain.model_calls import ModelCallRequest, ModelOutcome
@@ -70,6 +70,8 @@ class Ending(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     tenant: TenantId
     result: RunResult
+    decision: Consent | None = None
+    """Whether a human took the run over."""
 
 
 @activity.defn

@@ -14,10 +14,11 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 from durable_agents import search_attributes
 from durable_agents.activity_contracts import AdmissionRequest, Ending, Refusal, admit_run, finish_run
-from durable_agents.domain import budgets, endings, run_state, run_views
-from durable_agents.domain.approvals import MAX_MESSAGE_BYTES, Approval, ApprovalDecision, Standing
+from durable_agents.domain import budgets, endings, run_state, run_views, take_over
+from durable_agents.domain.approvals import MAX_MESSAGE_BYTES, Approval, ApprovalDecision, Consent, Standing
 from durable_agents.domain.canonical import inert
 from durable_agents.domain.failures import Failure, FailureKind
+from durable_agents.domain.fallbacks import fallback_for
 from durable_agents.domain.identifiers import TenantId
 from durable_agents.domain.model_calls import ModelAnswer
 from durable_agents.domain.run_state import RunInput, RunState
@@ -32,6 +33,7 @@ from durable_agents.domain.runs import (
 )
 from durable_agents.domain.turns import Next, Step, after_model_call, after_tool_turn, signature
 from workflows import activity_options, run_budget
+from workflows.human_gate import consent_for
 from workflows.model_turn import model_turn
 from workflows.tool_turn import tool_turn
 
@@ -52,6 +54,7 @@ class AgentRun:
     def __init__(self, request: RunInput) -> None:
         self.request = request.asked()
         self.state = request.carried or RunState(started_at=workflow.info().workflow_start_time)
+        self._decision: Consent | None = None
         self._published: tuple[RunStatus, tuple[str, ...]] | None = None
 
     @property
@@ -91,7 +94,7 @@ class AgentRun:
             workflow.logger.exception("a bug ended the run")
             result = self._failed(Failure(kind=FailureKind.INTERNAL, message=inert(f"{type(error).__name__}: {error}", 300)))
         self.apply(_ended, result)
-        ending = Ending(tenant=TenantId(self.request.tenant), result=result)
+        ending = Ending(tenant=TenantId(self.request.tenant), result=result, decision=self._decision)
         await workflow.execute_activity(finish_run, ending, **activity_options.finish_run(f"ended: {result.status}"))
         return result
 
@@ -105,6 +108,10 @@ class AgentRun:
                 return endings.cancelled(self.request.run_id, self.state)
             if self._must_continue_as_new:
                 await self._continue_as_new()
+            if self.state.lost_to is not None:
+                if (end := await self._fall_back(self.state.lost_to)) is not None:
+                    return end
+                continue
             if (limit := run_budget.before_model_call(self.state, workflow.now())) is not None:
                 return self._exhausted(limit.explanation)
             if (end := await self._ask_model()) is not None:
@@ -129,9 +136,9 @@ class AgentRun:
         following = after_model_call(self.state, outcome)
         if following.step is Step.END and isinstance(outcome, ModelAnswer):
             return endings.completed(self.request.run_id, self.state, outcome)
-        return self._go_on(following)
+        return await self._go_on(following)
 
-    def _go_on(self, following: Next) -> RunResult | None:
+    async def _go_on(self, following: Next) -> RunResult | None:
         match following.step:
             case Step.REPAIR:
                 assert following.failure is not None
@@ -144,12 +151,29 @@ class AgentRun:
                 return self._exhausted(following.failure.message if following.failure else "no money left")
             case Step.FAIL | Step.END:
                 assert following.failure is not None
-                return self._failed(following.failure)
+                return await self._fall_back(following.failure)
             case Step.CALL_TOOLS | Step.ASK_AGAIN:
                 pass
             case _:
                 assert_never(following.step)
         return None
+
+    async def _fall_back(self, failure: Failure) -> RunResult | None:
+        """The chain is at its end: a fixed text, a human who takes over, or a typed failure, as the agent's file says."""
+        terms = self.state.admitted
+        fallback = fallback_for(terms.fallbacks, failure.kind) if terms is not None else None
+        if fallback is not None and fallback.text is not None:
+            return endings.fell_back(self.request.run_id, self.state, failure, fallback.text)
+        if terms is None or fallback is None or fallback.ladder is None:
+            return self._failed(failure)
+        self.apply(run_state.lost, workflow.now(), failure)
+        run, turn = self.request.run_id, self.state.turn
+        asked = take_over.question(run, turn, failure, self.state.last_text, terms.policy_digest, fallback.ladder)
+        self._decision = await consent_for(self, asked, take_over.path(turn))
+        if self._decision is not None:
+            return endings.taken_over(run, self.state, failure, self._decision)
+        limit = budgets.check_time(self.state.budget, self.state.elapsed(workflow.now()))
+        return self._exhausted(limit.explanation) if limit is not None else None
 
     async def _tools(self) -> RunResult | None:
         if (limit := run_budget.before_tool_calls(self.state, workflow.now())) is not None:
@@ -160,7 +184,7 @@ class AgentRun:
         if not end.interrupted:
             following = after_tool_turn(self.state)
             self.apply(run_state.turn_over)
-            return self._go_on(following)
+            return await self._go_on(following)
         if self.state.cancel is not None:
             return endings.cancelled(self.request.run_id, self.state)
         if self._must_continue_as_new:

@@ -3,6 +3,7 @@
 from temporalio import workflow
 
 from durable_agents.activity_contracts import call_model
+from durable_agents.domain import run_state
 from durable_agents.domain.budgets import allowance
 from durable_agents.domain.identifiers import TenantId
 from durable_agents.domain.model_calls import ModelCallRequest, ModelOutcome
@@ -15,13 +16,15 @@ async def model_turn(run: RunScope) -> ModelOutcome:
     """One logical model call. The conversation stays in PostgreSQL; ids and numbers go."""
     state = run.state
     assert state.admitted is not None
-    model = state.admitted.models[state.model]
+    place = state.model_now
+    model = state.admitted.models[place]
+    run.apply(run_state.asking, place)
     request = ModelCallRequest(
         tenant=TenantId(run.request.tenant),
         run_id=run.request.run_id,
         call=state.spend.model_calls + 1,
         turn=state.turn + 1,
-        model=state.model,
+        model=place,
         allowance_micros=allowance(state.budget, state.spend),
         correction=state.correction,
     )

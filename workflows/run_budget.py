@@ -11,7 +11,7 @@ from durable_agents.domain.run_state import RunState
 def before_model_call(state: RunState, now: datetime) -> LimitReached | None:
     """The limit in the way of the next model call, checked against the most it can use."""
     assert state.admitted is not None
-    needed = call_maximum(state.admitted.models[state.model], state.model, state.context)
+    needed = call_maximum(state.admitted.models[state.model_now], state.model_now, state.context)
     return budgets.check_model_call(state.budget, state.spend, needed, state.elapsed(now))
 
 

@@ -3,19 +3,21 @@
 from datetime import timedelta
 from decimal import Decimal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from durable_agents.domain.approvals import Ladder, Rung
 from durable_agents.domain.budgets import Budget
 from durable_agents.domain.canonical import canonical_json
 from durable_agents.domain.durations import Duration
 from durable_agents.domain.effects import Effect
-from durable_agents.domain.identifiers import Digest, Name
+from durable_agents.domain.fallbacks import Fallback, PinnedFallback
+from durable_agents.domain.identifiers import NAME, Digest, Name
 from durable_agents.domain.loops import LoopGuard
 from durable_agents.domain.messages import Message, TextBlock
 from durable_agents.domain.model_calls import PinnedModel, Provider
 from durable_agents.domain.permissions import Policy
 from durable_agents.domain.prices import Price, PriceTier, Rates, usd_to_micros
+from durable_agents.domain.routing import PinnedRoute, Route
 from durable_agents.domain.tools import ToolSpec
 
 OUTCOME_LADDER = "outcome_unknown"
@@ -59,6 +61,8 @@ class ModelEntry(BaseModel):
     max_tokens: int = Field(default=4096, ge=16, le=128_000)
     timeout: Duration = Field(default=timedelta(seconds=120), gt=timedelta(0), le=timedelta(minutes=30))
     price: StatedPrice | None = None
+    name: str | None = Field(default=None, pattern=NAME)
+    """By what `routing:` calls it."""
 
 
 class EnvironmentValue(BaseModel):
@@ -86,6 +90,10 @@ class AgentDefinition(BaseModel):
     output: dict[str, JsonValue] | None = None
     """JSON schema of the run's output; absent: free text."""
     loops: LoopGuard = LoopGuard()
+    routing: tuple[Route, ...] = Field(default=(), max_length=20)
+    """Which model answers which turn while nothing fails; without a route that applies, the first."""
+    fallbacks: tuple[Fallback, ...] = Field(default=(), max_length=20)
+    """What follows when the chain is at its end, by kind of failure."""
     settings: dict[str, str | EnvironmentValue] = Field(default_factory=dict)
 
     @field_validator("tools")
@@ -94,6 +102,21 @@ class AgentDefinition(BaseModel):
         if len(set(tools)) != len(tools):
             raise ValueError("a tool is listed twice")
         return tools
+
+    @model_validator(mode="after")
+    def _routes_lead_somewhere(self) -> "AgentDefinition":
+        names = [entry.name for entry in self.models if entry.name is not None]
+        if len(set(names)) != len(names):
+            raise ValueError("two models have one name")
+        for number, route in enumerate(self.routing):
+            if route.use not in names:
+                raise ValueError(f"routing.{number}: no model is named {route.use!r}")
+        return self
+
+    def routes(self) -> tuple[PinnedRoute, ...]:
+        """The routes with their models found."""
+        places = {entry.name: index for index, entry in enumerate(self.models)}
+        return tuple(PinnedRoute(model=places[route.use], route=route) for route in self.routing)
 
 
 class PinnedAgent(BaseModel):
@@ -115,6 +138,16 @@ class PinnedAgent(BaseModel):
         """Who is asked when nobody knows whether an effect happened."""
         return self.policy.ladders.get(OUTCOME_LADDER, DEFAULT_OUTCOME_LADDER)
 
+    def fallbacks(self) -> tuple[PinnedFallback, ...]:
+        """The fallbacks with their ladders found. Raises LookupError naming a ladder that the policy lacks."""
+        found = []
+        for fallback in self.definition.fallbacks:
+            if fallback.human is not None and fallback.human not in self.policy.ladders:
+                raise LookupError(f"there is no ladder {fallback.human!r} in policy.yaml")
+            ladder = self.policy.ladders[fallback.human] if fallback.human is not None else None
+            found.append(PinnedFallback(on=fallback.on, text=fallback.text, ladder=ladder))
+        return tuple(found)
+
 
 class ToolPlan(BaseModel):
     """What the workflow must know of a tool to schedule it."""
@@ -135,6 +168,8 @@ class Admitted(BaseModel):
     tools: dict[str, ToolPlan]
     budget: Budget
     loops: LoopGuard = LoopGuard()
+    routes: tuple[PinnedRoute, ...] = ()
+    fallbacks: tuple[PinnedFallback, ...] = ()
     opening_bytes: int
     """Size of prompt, tool schemas and input: what every call of this run sends."""
 

@@ -43,6 +43,7 @@ class ApprovalKind(StrEnum):
 
     TOOL_CALL = "tool_call"  # may the call be made?
     OUTCOME = "outcome"  # an effect's outcome is unknown: did it happen?
+    TAKE_OVER = "take_over"  # the run's models are at their end: will a human take it over?
 
 
 class Approval(BaseModel):
@@ -102,6 +103,10 @@ class Consent(BaseModel):
     decided_at: AwareDatetime
     expired: bool = False
     """Nobody decided in time: `approved` is False and `by` names the deadline."""
+
+    def audited(self) -> dict[str, JsonValue]:
+        """The decision as the audit log keeps it."""
+        return {"approval": self.approval_id, "approved": self.approved, "by": self.by, "digest": self.digest}
 
 
 class Standing(StrEnum):

@@ -1,5 +1,6 @@
 """In which words does a run end?"""
 
+from durable_agents.domain.approvals import Consent
 from durable_agents.domain.failures import Failure
 from durable_agents.domain.identifiers import RunId
 from durable_agents.domain.model_calls import ModelAnswer
@@ -27,6 +28,21 @@ def completed(run: RunId, state: RunState, answer: ModelAnswer) -> RunResult:
     explanation = f"answered by {answer.model}, a fallback of the chain" if degraded else ""
     result = ended(run, state, status, explanation)
     return result.model_copy(update={"output": answer.output, "output_artifact": answer.output_artifact})
+
+
+def fell_back(run: RunId, state: RunState, failure: Failure, text: str) -> RunResult:
+    """The agent's file has a fixed answer for this."""
+    result = ended(run, state, RunStatus.DEGRADED, f"fixed text, because: {failure.kind}: {failure.message}")
+    return result.model_copy(update={"output": text, "failure": failure})
+
+
+def taken_over(run: RunId, state: RunState, failure: Failure, decision: Consent) -> RunResult:
+    """A human was asked to take over, and did or did not."""
+    if not decision.approved:
+        return failed(run, state, failure)
+    why = f": {decision.reason}" if decision.reason else ""
+    result = ended(run, state, RunStatus.HANDED_OFF, f"taken over by {decision.by}{why}")
+    return result.model_copy(update={"failure": failure})
 
 
 def cancelled(run: RunId, state: RunState) -> RunResult:

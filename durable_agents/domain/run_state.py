@@ -12,8 +12,10 @@ from durable_agents.domain.agents import Admitted
 from durable_agents.domain.approvals import Approval, ApprovalDecision, Consent, Judgement, Standing, consent, judge
 from durable_agents.domain.budgets import Budget, Elapsed, Spend, raised
 from durable_agents.domain.canonical import inert
+from durable_agents.domain.failures import Failure
 from durable_agents.domain.identifiers import ApprovalId
 from durable_agents.domain.model_calls import ContextSize, ModelAnswer, ModelFailure, RequestedCall
+from durable_agents.domain.routing import routed_model
 from durable_agents.domain.runs import BudgetRaise, CancelRequest, RejectedMessage, RunRequest, RunResult, TimelineEntry
 from durable_agents.domain.tool_calls import ToolSettled
 
@@ -56,6 +58,15 @@ class RunState(BaseModel):
     clock: WorkClock = WorkClock()
     context: ContextSize = ContextSize()
     model: int = 0
+    """Where in the chain the run stands; a route may choose another model for a turn."""
+    asked_model: int = 0
+    """The model of the chain that was asked last."""
+    routing: bool = True
+    """Do routes still choose? A route whose model failed ends them for this run."""
+    last_tools: tuple[str, ...] = ()
+    """The tools the last turn called."""
+    lost_to: Failure | None = None
+    """The models are at their end, and a human is asked to take over."""
     turn: int = 0
     repairs: int = 0
     mistakes: tuple[str, ...] = ()
@@ -85,6 +96,15 @@ class RunState(BaseModel):
     def approval(self, wanted: ApprovalId) -> Approval | None:
         """The open approval of this id."""
         return next((approval for approval in self.approvals if approval.id == wanted), None)
+
+    @property
+    def model_now(self) -> int:
+        """The model that answers the next turn."""
+        if self.admitted is None or not self.routing:
+            return self.model
+        routes, turn = self.admitted.routes, self.turn + 1
+        routed = routed_model(routes, turn=turn, last_tools=self.last_tools, context=self.context)
+        return self.model if routed is None else routed
 
     def elapsed(self, now: datetime) -> Elapsed:
         """Time since the start, with and without waiting for humans."""
@@ -117,6 +137,11 @@ def admitted(state: RunState, now: datetime, terms: Admitted) -> RunState:
     return noted(changed, now, f"admitted as {terms.agent} version {terms.version[:12]}")
 
 
+def asking(state: RunState, model: int) -> RunState:
+    """This model of the chain is asked now."""
+    return state.model_copy(update={"asked_model": model})
+
+
 def answered(state: RunState, now: datetime, answer: ModelAnswer) -> RunState:
     """A model answered: the answer is a turn of the conversation, and money is spent."""
     counted = answer.usage.input_tokens + answer.usage.output_tokens
@@ -125,8 +150,9 @@ def answered(state: RunState, now: datetime, answer: ModelAnswer) -> RunState:
             "turn": state.turn + 1,
             "correction": "",
             "calls": answer.calls,
+            "last_tools": tuple(sorted({call.tool for call in answer.calls})),
             "last_text": answer.text or state.last_text,
-            "context": state.context.plus(answer.message_bytes).counted(state.model, counted),
+            "context": state.context.plus(answer.message_bytes).counted(state.asked_model, counted),
             "spend": _with_model_call(state.spend, answer).plus(turns=1),
         }
     )
@@ -152,9 +178,16 @@ def told(state: RunState, correction: str) -> RunState:
 
 
 def next_model(state: RunState, now: datetime) -> RunState:
-    """The next model of the chain takes over."""
-    changed = state.model_copy(update={"model": state.model + 1, "repairs": 0, "mistakes": (), "correction": ""})
+    """The next model of the chain takes over; after a routed model, the one that is meant."""
+    place = state.model if state.asked_model != state.model else state.model + 1
+    update = {"model": place, "routing": False, "repairs": 0, "mistakes": (), "correction": ""}
+    changed = state.model_copy(update=update)
     return noted(changed, now, f"falling back to model {changed.model + 1} of the chain")
+
+
+def lost(state: RunState, now: datetime, failure: Failure) -> RunState:
+    """Nobody of the chain can go on; a human will be asked."""
+    return noted(state.model_copy(update={"lost_to": failure}), now, f"the models are at their end: {failure.kind}")
 
 
 def tool_settled(state: RunState, now: datetime, call: RequestedCall, outcome: ToolSettled) -> RunState:

@@ -80,7 +80,8 @@ def _after_failure(state: RunState, failure: Failure) -> Next:
 def _give_up_on_model(state: RunState, failure: Failure) -> Next:
     """The next model of the chain, if there is one."""
     chain = state.admitted.models if state.admitted is not None else ()
-    return Next(step=Step.NEXT_MODEL if state.model + 1 < len(chain) else Step.FAIL, failure=failure)
+    another = state.asked_model != state.model or state.model + 1 < len(chain)
+    return Next(step=Step.NEXT_MODEL if another else Step.FAIL, failure=failure)
 
 
 def signature(failure: Failure) -> str:
