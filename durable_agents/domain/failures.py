@@ -134,7 +134,6 @@ MEANINGS: dict[FailureKind, str] = {
     FailureKind.OUTPUT_INVALID: "The final answer does not fit the agent's output schema.",
     FailureKind.TOO_MANY_REPAIRS: "The model was told about its own failure as often as it may be, and failed again.",
     FailureKind.LOOP: "The run goes round in circles: the same calls with the same results, again and again.",
-    FailureKind.LOOP: "the run went round in circles: the same calls with the same results",
     FailureKind.ALLOWANCE_EXCEEDED: "The next try could cost more than what is left of the run's budget, so it was not started.",
     FailureKind.UNKNOWN_AGENT: "No folder of agents on this worker holds an agent of this name.",
     FailureKind.UNKNOWN_MODEL: "The agent names a model that the price list does not know.",

@@ -18,7 +18,7 @@ from durable_agents.domain.model_calls import (
 )
 from durable_agents.domain.prices import Usage
 from durable_agents.domain.run_state import RunState
-from durable_agents.domain.turns import Step, after_model_call
+from durable_agents.domain.turns import Step, after_model_call, after_tool_turn
 from tests.domain.strategies import NOW
 
 MODEL = PinnedModel(provider="anthropic", model="m", max_tokens=10, timeout=timedelta(seconds=1), price=None)
@@ -38,7 +38,7 @@ def state(*, chain: int = 1, model: int = 0, repairs: int = 0) -> RunState:
         agent="a", version=digest("v"), policy_digest=digest("p"), models=(MODEL,) * chain, tools={}, budget=Budget(),
         opening_bytes=0,
     )  # fmt: skip
-    return RunState(started_at=NOW, admitted=terms, model=model, repairs=repairs)
+    return RunState(started_at=NOW, admitted=terms, model=model, asked_model=model, repairs=repairs)
 
 
 def answer(stop: StopReason = StopReason.DONE, *, calls: bool = False, problem: FailureKind | None = None) -> ModelAnswer:
@@ -122,3 +122,36 @@ def test_every_failure_has_its_row_here() -> None:
 def test_a_run_that_was_never_admitted_has_no_chain() -> None:
     """It fails instead of looking for a model that is not there."""
     assert after_model_call(RunState(started_at=NOW), failed(FALLING_BACK[0])).step is Step.FAIL
+
+
+def test_the_same_failure_twice_is_not_told_twice() -> None:
+    """Repairs are left, but the model has read exactly this before: the next model's turn."""
+    outcome = answer(problem=FailureKind.OUTPUT_INVALID)
+    following = after_model_call(state(chain=2, repairs=1).model_copy(update={"mistakes": ("output_invalid: why",)}), outcome)
+    assert following.step is Step.NEXT_MODEL
+
+
+def test_a_routed_model_that_fails_leads_back_to_the_one_that_is_meant_even_at_the_chains_end() -> None:
+    """The route's model is not the chain's: the chain has not been tried yet."""
+    routed = state(chain=2, model=0).model_copy(update={"asked_model": 1})
+    assert after_model_call(routed, failed(FailureKind.BAD_REQUEST)).step is Step.NEXT_MODEL
+
+
+@pytest.mark.parametrize(
+    ("rounds", "step"), [(1, Step.ASK_AGAIN), (2, Step.ASK_AGAIN), (3, Step.WARN), (4, Step.WARN), (5, Step.FAIL), (9, Step.FAIL)]
+)
+def test_identical_rounds_are_warned_about_then_stopped(rounds: int, step: Step) -> None:
+    """Three tell the model, five end the run; a run that goes on differently is left alone."""
+    assert after_tool_turn(state().model_copy(update={"recent": ("x",) * rounds})).step is step
+
+
+def test_a_mistake_the_model_makes_again_is_given_up_on() -> None:
+    """The same senseless call in two turns: the next model, or the end with the mistake's name."""
+    again = state(chain=2).model_copy(
+        update={"turn_mistakes": ("unknown tool: x",), "mistakes": ("unknown tool: x",), "recent": ("a",)}
+    )
+    assert after_tool_turn(again).step is Step.NEXT_MODEL
+    last = after_tool_turn(again.model_copy(update={"model": 1, "asked_model": 1}))
+    assert last.step is Step.FAIL
+    assert last.failure is not None
+    assert "unknown tool: x" in last.failure.message
