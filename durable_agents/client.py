@@ -26,11 +26,12 @@ from durable_agents.domain.approvals import Approval, ApprovalDecision
 from durable_agents.domain.budgets import Budget
 from durable_agents.domain.canonical import inert
 from durable_agents.domain.failures import Failure, FailureKind
-from durable_agents.domain.identifiers import ApprovalId, RunId, UserId
+from durable_agents.domain.identifiers import ApprovalId, RunId, TenantId, UserId
 from durable_agents.domain.runs import (
     BudgetRaise,
     BudgetView,
     CancelRequest,
+    Priority,
     RunRequest,
     RunResult,
     RunStatus,
@@ -43,10 +44,12 @@ from durable_agents.errors import (
     InvalidRequest,
     KeyReused,
     NotReachable,
+    Overloaded,
     first_line,
     no_worker,
     server_error,
 )
+from durable_agents.load_shedding import DEFAULT_BACKLOG, priority_of, wait_before_start
 from durable_agents.search_attributes import at_start
 from durable_agents.settings import TASK_QUEUE
 
@@ -61,8 +64,16 @@ T = TypeVar("T")
 class AgentClient:
     """Starts runs and finds them again. Make one with `connect` and keep it; it may be used concurrently."""
 
-    def __init__(self, temporal: Client, *, task_queue: str = TASK_QUEUE, identity: str | None = None) -> None:
+    def __init__(
+        self,
+        temporal: Client,
+        *,
+        task_queue: str = TASK_QUEUE,
+        identity: str | None = None,
+        shed_backlog: int = DEFAULT_BACKLOG,
+    ) -> None:
         self.temporal = temporal
+        self._shed_backlog = shed_backlog
         self._task_queue = task_queue
         self.identity = UserId(identity or getpass.getuser())
 
@@ -92,10 +103,12 @@ class AgentClient:
         Raises:
             KeyReused: the key was used for a different request.
             InvalidRequest: the server refused the start.
+            Overloaded: the run is of low priority and there is too much to do; `retry_after` says when to come back.
             NotReachable: the server is gone.
         """
         fingerprint = request.digest()
         try:
+            await self._shed(request)
             await self.temporal.start_workflow(
                 WORKFLOW,
                 request,
@@ -108,6 +121,7 @@ class AgentClient:
                 static_summary=inert(f"{request.agent} for {request.user} ({request.tenant})", 180),
                 static_details=_details(request),
                 result_type=RunResult,
+                priority=priority_of(request.priority, TenantId(request.tenant)),
                 rpc_timeout=CALL_TIMEOUT,
             )
         except WorkflowAlreadyStartedError:
@@ -125,6 +139,7 @@ class AgentClient:
         user: str | None = None,
         idempotency_key: str | None = None,
         budget: Budget | None = None,
+        priority: Priority = "normal",
     ) -> "RunHandle":
         """`start` from plain values; without a key a random one is made.
 
@@ -139,6 +154,7 @@ class AgentClient:
                 user=user or self.identity,
                 idempotency_key=idempotency_key or uuid.uuid4().hex,
                 budget=budget,
+                priority=priority,
             )
         except ValidationError as error:
             raise InvalidRequest(describe_errors(error)) from None
@@ -147,6 +163,13 @@ class AgentClient:
     def get(self, run: RunId | str) -> "RunHandle":
         """The handle of a run by its id. Nothing is asked of the server yet."""
         return RunHandle(self, self.temporal.get_workflow_handle(run, result_type=RunResult))
+
+    async def _shed(self, request: RunRequest) -> None:
+        if request.priority != "low":
+            return
+        wait = await wait_before_start(self.temporal, self._task_queue, self._shed_backlog, CALL_TIMEOUT)
+        if wait is not None:
+            raise Overloaded(f"too much is waiting for a low-priority run: try again in {wait.total_seconds():.0f} s", wait)
 
     async def _require_same_request(self, run: RunId, fingerprint: str) -> None:
         description = await self.temporal.get_workflow_handle(run).describe(rpc_timeout=CALL_TIMEOUT)

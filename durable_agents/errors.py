@@ -1,5 +1,7 @@
 """What can go wrong between a caller and its runs, in words the caller can act upon?"""
 
+from datetime import timedelta
+
 from temporalio.service import RPCError, RPCStatusCode
 
 from durable_agents.domain.canonical import inert
@@ -24,6 +26,14 @@ class NotFound(AgentError):  # noqa: N818 - a state of the world
 
 class KeyReused(AgentError):  # noqa: N818 - a state of the world
     """The idempotency key belongs to another request."""
+
+
+class Overloaded(AgentError):  # noqa: N818 - a state of the world
+    """There is too much to do for a low-priority run. `retry_after` says when to try again."""
+
+    def __init__(self, message: str, retry_after: timedelta) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class InvalidRequest(AgentError):  # noqa: N818 - a state of the world

@@ -11,9 +11,9 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
-from durable_agents.domain.canonical import digest, visible
+from durable_agents.domain.canonical import Words, digest, visible
 from durable_agents.domain.durations import Duration
-from durable_agents.domain.identifiers import ApprovalId, CallPath, Digest, RunId, UserId
+from durable_agents.domain.identifiers import ApprovalId, CallPath, Digest, Person, RunId, UserId
 
 ANYBODY = "*"
 MAX_MESSAGE_BYTES = 16 * 1024
@@ -85,8 +85,8 @@ class ApprovalDecision(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     approval_id: ApprovalId = Field(min_length=1, max_length=100)
     decision: Literal["approve", "deny"]
-    by: UserId = Field(min_length=1, max_length=120)
-    reason: str = Field(default="", max_length=2000)
+    by: Person
+    reason: Words = Field(default="", max_length=2000)
     digest: Digest | None = Field(default=None, max_length=64)
 
 

@@ -8,8 +8,9 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from typing import Annotated
 
-from pydantic import JsonValue
+from pydantic import AfterValidator, JsonValue
 
 from durable_agents.domain.identifiers import Digest
 
@@ -17,6 +18,7 @@ ESCAPE = "\x1a"
 """U+001A SUBSTITUTE, the control character made for this; it escapes itself, so the escaping is reversible."""
 _UNSTORABLE = re.compile("[\x00\x1a\ud800-\udfff]")
 _ESCAPED = re.compile("\x1a([0-9a-f]{4})")
+_NOT_YET = re.compile("[\x00\ud800-\udfff]|\x1a(?![0-9a-f]{4})")
 _MAX_DEPTH = 200
 _INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 """Letters, marks and symbols that show nothing, though Unicode counts them as printable (DerivedCoreProperties.txt,
@@ -26,6 +28,18 @@ Default_Ignorable_Code_Point, and the empty Braille pattern)."""
 def escape_text(text: str) -> str:
     """`text` with U+0000, lone surrogates and the escape character itself as U+001A and four hex digits."""
     return _UNSTORABLE.sub(lambda match: f"{ESCAPE}{ord(match[0]):04x}", text)
+
+
+def ensure_escaped(text: str) -> str:
+    """`text` storable, and unchanged if it is so already: for fields that are validated at every door they pass.
+
+    (A raw U+001A that happens to stand before four hex digits is taken for an escape.)
+    """
+    return _NOT_YET.sub(lambda match: f"{ESCAPE}{ord(match[0]):04x}", text)
+
+
+Words = Annotated[str, AfterValidator(ensure_escaped)]
+"""What somebody wrote, in a message or a failure: any text, made storable where it enters, for it ends in PostgreSQL."""
 
 
 def restore_text(text: str) -> str:
@@ -40,6 +54,11 @@ def escape_json(value: JsonValue) -> JsonValue:
         ValueError: the value is nested deeper than 200 levels, or holds NaN or an infinity.
     """
     return _map_strings(value, escape_text, _MAX_DEPTH)
+
+
+def ensure_escaped_json(value: JsonValue) -> JsonValue:
+    """`escape_json` by `ensure_escaped`: doing it again changes nothing."""
+    return _map_strings(value, ensure_escaped, _MAX_DEPTH)
 
 
 def restore_json(value: JsonValue) -> JsonValue:

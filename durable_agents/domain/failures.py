@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from durable_agents.domain.canonical import Words
+
 
 class FailureClass(StrEnum):
     """The four classes that decide who must react."""
@@ -154,7 +156,7 @@ class Failure(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: FailureKind
-    message: str
+    message: Words
 
     @property
     def answer(self) -> Answer:

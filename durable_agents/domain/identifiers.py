@@ -22,8 +22,12 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 KEY = r"^[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,119}$"
 """Idempotency keys and users: any order number or e-mail address, nothing that could forge a line or a path."""
 
+PERSON = r"^[^\x00-\x1f\x7f]{1,120}$"
+"""Who sent a message, in any script; control characters are in nobody's name, and PostgreSQL takes no U+0000."""
+
 Name = Annotated[str, Field(pattern=NAME)]
 Key = Annotated[str, Field(pattern=KEY)]
+Person = Annotated[UserId, Field(pattern=PERSON)]
 
 
 def run_id(tenant: TenantId, idempotency_key: str) -> RunId:

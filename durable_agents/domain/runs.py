@@ -1,17 +1,21 @@
 """What is asked for when a run is started, where does it stand, and how can it end?"""
 
 from enum import StrEnum
+from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator
 
 from durable_agents.domain.approvals import Approval
 from durable_agents.domain.budgets import Budget, Spend
-from durable_agents.domain.canonical import canonical_json, digest, escape_json
+from durable_agents.domain.canonical import Words, canonical_json, digest, ensure_escaped_json
 from durable_agents.domain.failures import Failure
-from durable_agents.domain.identifiers import Digest, Key, Name, RunId, TenantId, UserId, run_id
+from durable_agents.domain.identifiers import Digest, Key, Name, Person, RunId, TenantId, UserId, run_id
 
 MAX_INPUT_BYTES = 256 * 1024
 """Larger things are handed over by reference (a URL, a document id); the server refuses payloads over 2 MiB."""
+
+
+Priority = Literal["low", "normal", "high"]
 
 
 class RunRequest(BaseModel):
@@ -28,11 +32,13 @@ class RunRequest(BaseModel):
     user: Key
     idempotency_key: Key
     budget: Budget | None = None
+    priority: Priority = "normal"
+    """`low` runs are refused with a hint when there is too much to do; `high` ones go first."""
 
     @field_validator("input")
     @classmethod
     def _storable(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        escaped = escape_json(value)
+        escaped = ensure_escaped_json(value)
         size = len(canonical_json(escaped))
         if size > MAX_INPUT_BYTES:
             raise ValueError(
@@ -82,7 +88,7 @@ class RunResult(BaseModel):
     """The agent's answer: JSON when it has an output schema, else text; partial or None unless completed or degraded."""
     output_artifact: Digest | None = None
     """Where an output over 16 KiB lies."""
-    explanation: str = ""
+    explanation: Words = ""
     """One line: why it ended like this."""
     failure: Failure | None = None
     agent_version: Digest | None = None
@@ -110,12 +116,17 @@ class RejectedMessage(BaseModel):
     """The beginning of the payload, inert."""
 
 
+def _beginning(reason: object) -> object:
+    return reason[:2000] if isinstance(reason, str) else reason
+
+
 class CancelRequest(BaseModel):
     """The payload of `request_cancel`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    by: UserId = Field(default=UserId("unknown"), max_length=120)
-    reason: str = Field(default="", max_length=2000)
+    by: Person = UserId("unknown")
+    reason: Annotated[Words, BeforeValidator(_beginning)] = ""
+    """Cut, never refused: Temporal's own cancel comes with a reason of any length."""
 
 
 class BudgetRaise(BaseModel):
@@ -123,8 +134,8 @@ class BudgetRaise(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     budget: Budget
-    by: UserId = Field(min_length=1, max_length=120)
-    reason: str = Field(default="", max_length=2000)
+    by: Person
+    reason: Words = Field(default="", max_length=2000)
 
 
 class BudgetView(BaseModel):
