@@ -21,6 +21,7 @@ from starter.cli.options import (
     Limit,
     MaybeRun,
     Port,
+    PriorityName,
     Raise,
     Reason,
     Reset,
@@ -82,6 +83,7 @@ def run(
     user: User = None,
     key: RunKey = None,
     budget: BudgetText = None,
+    priority: PriorityName = "normal",
     wait: Wait = True,
     as_json: AsJson = False,
     address: Address = None,
@@ -89,7 +91,9 @@ def run(
     """Start a run of an agent and follow it; the exit code says how it ended."""
     from starter.cli import run_commands  # noqa: PLC0415 - import time
 
-    asked = run_commands.Start(agent=agent, input=input, tenant=tenant, user=user, key=key, budget=budget, wait=wait)
+    asked = run_commands.Start(
+        agent=agent, input=input, tenant=tenant, user=user, key=key, budget=budget, priority=priority, wait=wait
+    )
     return asyncio.run(run_commands.start(Session(address, as_json), asked))
 
 

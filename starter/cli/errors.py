@@ -3,7 +3,7 @@
 from temporalio.client import RPCTimeoutOrCancelledError
 from temporalio.service import RPCError, RPCStatusCode
 
-from durable_agents.errors import AgentError, InvalidRequest, KeyReused, NotFound, NotReachable, NoWorker
+from durable_agents.errors import AgentError, InvalidRequest, KeyReused, NotFound, NotReachable, NoWorker, Overloaded
 from durable_agents.settings import SettingsError
 from starter.cli.exit_codes import ExitCode
 from starter.embedded.processes import EmbeddedServerError
@@ -12,6 +12,7 @@ _KNOWN: dict[type[BaseException], ExitCode] = {
     NotReachable: ExitCode.NOT_REACHABLE,
     NoWorker: ExitCode.NO_WORKER,
     NotFound: ExitCode.NOT_FOUND,
+    Overloaded: ExitCode.OVERLOADED,
     KeyReused: ExitCode.KEY_REUSED,
     InvalidRequest: ExitCode.USAGE,
     AgentError: ExitCode.UNEXPECTED,

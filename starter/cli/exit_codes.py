@@ -14,6 +14,7 @@ class ExitCode(IntEnum):
     NOT_FOUND = 5
     REFUSED = 6
     KEY_REUSED = 7
+    OVERLOADED = 8
     DEGRADED = 10
     DENIED = 11
     EXPIRED = 12
@@ -38,6 +39,7 @@ _MEANINGS = {
     ExitCode.NOT_FOUND: "there is no such run, or nothing of that name",
     ExitCode.REFUSED: "a message to a run was refused; the reason is printed",
     ExitCode.KEY_REUSED: "the idempotency key belongs to a different request",
+    ExitCode.OVERLOADED: "too much is waiting for a low-priority run; the line says when to try again",
     ExitCode.DEGRADED: "the run completed with less than it was asked for",
     ExitCode.DENIED: "the run ended because a human said no",
     ExitCode.EXPIRED: "the run ended because nobody decided in time",
