@@ -75,9 +75,10 @@ async def test_ten_writers_of_one_message_write_it_once(opened: Database) -> Non
 async def test_a_conversation_comes_back_in_order_whatever_order_it_was_written_in(opened: Database) -> None:
     """Parallel tool calls end as they like; the model reads them in the order it asked."""
     places = [(0, 0), (0, CORRECTIONS + 1), (1, 0), (1, 1), (1, 2), (1, 10), (1, CORRECTIONS + 2), (2, 0), (10, 0)]
-    async with opened.transaction(ACME) as connection:
-        for turn, position in reversed(places):
+    for turn, position in reversed(places):
+        async with opened.transaction(ACME) as connection:
             await put(connection, ACME, RUN, turn, position, said(f"{turn}/{position}"))
+    async with opened.transaction(ACME) as connection:
         conversation = await load(connection, ACME, RUN)
     assert [(one.turn, one.position) for one in conversation] == places
     assert [one.message.text() for one in conversation] == [f"{turn}/{position}" for turn, position in places]

@@ -17,9 +17,11 @@ from temporalio.worker import Worker
 from durable_agents.data_converter import DATA_CONVERTER
 from durable_agents.domain.runs import RunRequest
 from starter.embedded.servers import Endpoints
-from worker import OUT_OF_BOUNDS, WORKFLOWS, sandbox
+from worker import WORKFLOWS, sandbox
 
 ROOT = Path(__file__).parents[2]
+REFUSED = ("activities", "starter", "worker", "anthropic", "openai", "asyncpg", "httpx2")
+"""Written out: a list taken from the worker would shrink along with it."""
 
 TEMPLATE = """
 from datetime import UTC, datetime
@@ -74,7 +76,7 @@ async def probes(endpoints: Endpoints, tmp_path: Path, monkeypatch: pytest.Monke
     return Probes(tmp_path, client)
 
 
-@pytest.mark.parametrize("package", OUT_OF_BOUNDS)
+@pytest.mark.parametrize("package", REFUSED)
 async def test_a_workflow_that_imports_io_is_refused_when_its_worker_is_made(probes: Probes, package: str) -> None:
     """Found out at the start of the worker, not by the first run that replays differently."""
     with pytest.raises(RuntimeError, match="Failed validating workflow") as refused:

@@ -49,7 +49,7 @@ ANYBODY, NAMED = approval(), approval(("boss", "carl@corp.example"))
         (ANYBODY, "ann+else@corp.example", MOMENT, {}, Standing.REFUSED),
         (ANYBODY, "\uff41\uff4e\uff4e@corp.example", MOMENT, {}, Standing.REFUSED),  # full-width letters
         (ANYBODY, "ann\uff0belse\uff20corp.example", MOMENT, {}, Standing.REFUSED),  # full-width + and @
-        (ANYBODY, " ann@corp.example\n", MOMENT, {}, Standing.REFUSED),
+        (ANYBODY, " ann@corp.example\u2029", MOMENT, {}, Standing.REFUSED),
         (ANYBODY, "a\u200bnn@corp.example", MOMENT, {}, Standing.REFUSED),  # zero-width space
         (ANYBODY, "ann\u00ad@corp.example", MOMENT, {}, Standing.REFUSED),  # soft hyphen
         (ANYBODY, "ann@corp.example\u3164", MOMENT, {}, Standing.REFUSED),  # Hangul filler
@@ -73,7 +73,10 @@ def test_only_the_right_decision_counts(
 
 
 @checked
-@given(st.text(min_size=1, max_size=30), st.timedeltas(min_value=-HOUR, max_value=3 * HOUR))
+@given(
+    st.text(st.characters(categories=["L", "N", "P", "S", "Z", "Cf"]), min_size=1, max_size=30),
+    st.timedeltas(min_value=-HOUR, max_value=3 * HOUR),
+)
 def test_nothing_counts_at_or_after_the_deadline_or_from_the_requester(by: str, after: timedelta) -> None:
     """Whoever says it and whenever: the deadline is the workflow's, and nobody consents to their own request."""
     asked = approval(requester=by)
@@ -186,6 +189,8 @@ def test_consent_carries_the_requests_digest_not_the_senders(word: str, approved
         {"approval_id": "a", "decision": "APPROVE", "by": "b"},
         {"approval_id": "", "decision": "approve", "by": "b"},
         {"approval_id": "a", "decision": "approve", "by": ""},
+        {"approval_id": "a", "decision": "approve", "by": "b\x00"},
+        {"approval_id": "a", "decision": "approve", "by": "b\n"},
         {"approval_id": "a", "decision": "approve", "by": "b", "approved": True},
         {"approval_id": "a" * 101, "decision": "approve", "by": "b"},
         {"approval_id": "a", "decision": "approve", "by": "b" * 121},

@@ -219,7 +219,7 @@ def test_what_others_wrote_is_inert_wherever_it_is_kept() -> None:
     """Timeline and rejected messages are printed on terminals and in the Web UI by people who did not ask for the message."""
     one = number(1)
     nasty = "\x1b[2J\u202e<img src=x>|`"
-    state = received(waiting_for(one), NOW, "submit_approval", decision(one, f"m{nasty}"))
+    state = received(waiting_for(one), NOW, "submit_approval", decision(one, "m\u202e<img src=x>|`"))
     state = noted(state, NOW, nasty)
     decided = consent(one, decision(one, reason=nasty), NOW)
     state = closed(state, NOW, decided)
