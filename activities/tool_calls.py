@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities import audit, dispatches
+from activities import audit, caches, dispatches
 from activities.agents import AgentCatalog
 from activities.heartbeat import Lease, fence, heartbeating, stale_attempt
 from activities.permissions import evaluate, plain
@@ -19,8 +19,10 @@ from activities.postgres import Connection, Database
 from activities.prepared_calls import FoundCall, PreparedCall, SenselessCall, ask, find, prepare, settle
 from activities.storage_errors import storage_errors
 from durable_agents.domain.approvals import ApprovalKind, Consent, approval_id
-from durable_agents.domain.canonical import inert
+from durable_agents.domain.artifacts import belongs_in_artifact
+from durable_agents.domain.canonical import digest, escape_text, inert
 from durable_agents.domain.effects import DispatchState, Effect, NextStep, certainly_nothing_happened, next_step
+from durable_agents.domain.identifiers import Digest
 from durable_agents.domain.permissions import Call, Ruling, Verdict, decide
 from durable_agents.domain.tool_calls import ToolCallRequest, ToolOutcome
 from durable_agents.domain.tools import ToolContext, ToolFailed, ToolUnavailable, resource_of
@@ -60,7 +62,7 @@ class ToolActivities:
             if call.row is not None and call.row.state is DispatchState.UNKNOWN:
                 return await _resolve_unknown(connection, call)
             verdict = _verdict(call)
-            stopped = await _stopped_by(connection, call, verdict)
+            stopped = await _stopped_by(connection, call, verdict) or await _from_cache(connection, call)
             return await _take_next_step(connection, call, verdict) if stopped is None else stopped
 
     async def _act(self, call: PreparedCall, lease: Lease) -> ToolOutcome:
@@ -82,6 +84,8 @@ class ToolActivities:
     async def _settle(self, call: PreparedCall, result: Literal["ok", "error"], text: str) -> ToolOutcome:
         with storage_errors():
             async with self._database.transaction(call.request.tenant) as connection:
+                if result == "ok" and (lifetime := call.tool.spec.cache) is not None and not belongs_in_artifact(text):
+                    await caches.put(connection, call.request.tenant, _cache_key(call), escape_text(text), lifetime)
                 return await settle(connection, call, result, text)
 
     async def _not_sent(self, call: PreparedCall) -> None:
@@ -123,6 +127,19 @@ async def _stopped_by(connection: Connection, call: PreparedCall, verdict: Verdi
         case Ruling.ASK:
             return await _stopped_by_human(connection, call, verdict)
     assert_never(verdict.ruling)
+
+
+async def _from_cache(connection: Connection, call: PreparedCall) -> ToolOutcome | None:
+    """An earlier result of the same read, if it may be given again; it costs no call and says where it comes from."""
+    if call.tool.spec.cache is None or call.row is not None:
+        return None
+    text = await caches.get(connection, call.request.tenant, _cache_key(call))
+    return await settle(connection, call, "ok", text, "from the cache") if isinstance(text, str) else None
+
+
+def _cache_key(call: PreparedCall) -> Digest:
+    """Everything a read's result may depend on: the agent's version, the tool, its arguments, and who asks."""
+    return digest(["tool", call.agent.version, call.tool.spec.name, call.arguments, call.run.user])
 
 
 async def _stopped_by_human(connection: Connection, call: PreparedCall, verdict: Verdict) -> ToolOutcome | None:

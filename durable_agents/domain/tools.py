@@ -63,6 +63,8 @@ class ToolSpec(BaseModel):
     resource: str
     """What the call touches, e.g. `order:{order}`; filled from the arguments for policies. Empty: nothing in particular."""
     timeout: timedelta
+    cache: timedelta | None = None
+    """How long a result may be given again to the same user of the same agent version; only for reads."""
 
 
 ToolFunction = Callable[..., Awaitable[object]]
@@ -111,6 +113,7 @@ def tool(
     risk: Risk = "read",
     resource: str = "",
     timeout: timedelta = DEFAULT_TIMEOUT,
+    cache: timedelta | None = None,
     reconcile: Reconcile | None = None,
 ) -> Callable[[ToolFunction], Tool]:
     """Declare an async function as a tool. Its docstring is what the model reads, its annotations are the argument schema.
@@ -129,6 +132,7 @@ def tool(
         _require(name.isascii() and len(name) <= 64, f"tool {name}: providers take at most 64 ASCII characters as a name")
         _require(bool(function.__doc__), f"tool {name} needs a docstring: it is what the model reads")
         _require(timedelta(0) < timeout <= MAX_TIMEOUT, f"tool {name}: the timeout must be above 0 and at most {MAX_TIMEOUT}")
+        _require(cache is None or effect is Effect.READ, f"tool {name}: only a read can be cached, its effect is {effect}")
         needs_reconcile = effect is Effect.RECONCILABLE
         _require(
             needs_reconcile == (reconcile is not None),
@@ -148,6 +152,7 @@ def tool(
             risk=risk,
             resource=resource,
             timeout=timeout,
+            cache=cache,
         )
         return Tool(
             spec, function, arguments, result, reconcile, takes_context="context" in inspect.signature(function).parameters

@@ -62,7 +62,7 @@ def _request(asked: Start) -> RunRequest:
             user=asked.user or read_settings().identity or getpass.getuser(),
             idempotency_key=asked.key or uuid.uuid4().hex,
             budget=read_budget(asked.budget),
-            priority=asked.priority,  # type: ignore[arg-type]  # whatever was typed: the model refuses what it does not know
+            priority=asked.priority,  # whatever was typed: the model refuses what it does not know
         )
     except ValidationError as error:
         raise CliError(f"{describe_errors(error)}: correct it, nothing was started") from None

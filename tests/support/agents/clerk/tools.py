@@ -1,5 +1,6 @@
 """Tools of every effect class, against the shop."""
 
+from datetime import timedelta
 from decimal import Decimal
 from typing import Annotated
 
@@ -73,6 +74,14 @@ async def tell_customer(order: str, text: str, *, context: ToolContext) -> dict[
 async def echo(text: str, times: int = 1) -> str:
     """Say a text again."""
     return text * times
+
+
+@tool(effect=Effect.READ, resource="order:{order}", cache=timedelta(hours=1))
+async def remember_order(order: str, *, context: ToolContext) -> dict[str, JsonValue]:
+    """Look up an order, or remember it from the last time."""
+    answer = await _ask(context, "GET", f"/orders/{order}")
+    assert isinstance(answer, dict)
+    return answer
 
 
 @tool(effect=Effect.READ)
