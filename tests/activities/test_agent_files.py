@@ -84,7 +84,7 @@ BROKEN_AGENT = [
     ("name: clerk", "\tname: clerk", "agent.yaml:1: found character '\\t' that cannot start any token"),
     ("name: clerk", "name: \x07clerk", "agent.yaml:1: unacceptable character #x0007"),
     ("name: clerk", "a: &a [*a]\nname: clerk", "agent.yaml:1: "),
-    ("name: clerk", "a: " + "[" * 3000 + "\nname: clerk", "agent.yaml:1: is nested too deeply"),
+    ("name: clerk", "a: " + "[" * 1200 + "\nname: clerk", "agent.yaml:1: is nested too deeply"),
     ("name: clerk", "--- {}\n---\nname: clerk", "agent.yaml:2: "),
     ("provider: anthropic", "provider: antropic", "agent.yaml:4: models.0.provider: Input should be 'anthropic' or 'openai'"),
     ("model: claude-haiku-5-5", "modell: claude-haiku-5-5", "agent.yaml:4: models.0.model: Field required"),
