@@ -1,5 +1,6 @@
 """How is a run written down: when it is admitted, while it lives, and when it ends?"""
 
+import json
 from dataclasses import dataclass
 
 from pydantic import JsonValue
@@ -13,15 +14,35 @@ from activities.prices import model_known, price_of
 from activities.providers.interface import ModelProvider
 from activities.schemas import schema_problem
 from activities.storage_errors import storage_errors
-from durable_agents.activity_contracts import Admission, AdmissionOutcome, AdmissionRequest, Ending, Refusal
+from durable_agents.activity_contracts import (
+    Admission,
+    AdmissionOutcome,
+    AdmissionRequest,
+    EarlierAnswer,
+    Ending,
+    Refusal,
+    RunReference,
+)
 from durable_agents.domain.agents import Admitted, ModelEntry, PinnedAgent, ToolPlan, opening, system_prompt
 from durable_agents.domain.approvals import Consent
-from durable_agents.domain.budgets import above, narrowed
+from durable_agents.domain.budgets import above, narrowed, stricter
 from durable_agents.domain.canonical import canonical_json
 from durable_agents.domain.failures import Failure, FailureKind
 from durable_agents.domain.identifiers import RunId, TenantId, UserId
 from durable_agents.domain.model_calls import PinnedModel, Provider
-from durable_agents.domain.runs import RunRequest
+from durable_agents.domain.runs import RunRequest, RunResult
+
+_EARLIER_ANSWER = """
+select earlier.result from run this
+join message asked on asked.tenant = this.tenant and asked.run_id = this.run_id and asked.turn = 0 and asked.position = 0
+join message same on same.tenant = this.tenant and same.digest = asked.digest and same.turn = 0 and same.position = 0
+join run earlier on earlier.tenant = this.tenant and earlier.run_id = same.run_id
+where this.tenant = $1 and this.run_id = $2 and earlier.agent = this.agent and earlier.user_id = this.user_id
+and earlier.status = 'completed' and not exists (
+    select from tool_dispatch d
+    where d.tenant = earlier.tenant and d.run_id = earlier.run_id and d.effect not in ('read', 'none'))
+order by earlier.ended_at desc limit 1
+"""
 
 
 @dataclass(frozen=True)
@@ -64,10 +85,12 @@ class RunActivities:
         if agent is None:
             known = ", ".join(self._catalog.names()) or "none"
             return _refused(FailureKind.UNKNOWN_AGENT, f"there is no agent {request.request.agent!r}; this worker has: {known}")
-        failure = _request_problem(request.request, agent) or self._models_problem(request.request, agent)
+        if request.stands_in_for is not None:
+            request = await self._with_input_of(request, request.stands_in_for)
+        failure = _request_problem(request, agent) or self._models_problem(request.request, agent)
         if failure is not None:
             return Refusal(failure=failure)
-        terms = _terms(request.request, agent)
+        terms = _terms(request, agent)
         async with heartbeating():
             with storage_errors():
                 async with self._database.transaction(TenantId(request.request.tenant)) as connection:
@@ -91,6 +114,26 @@ class RunActivities:
                         body: dict[str, JsonValue] = {"status": result.status, "spend": result.spend.model_dump(mode="json")}
                         await audit.append(connection, ending.tenant, result.run_id, "run_ended", body)
 
+    async def _with_input_of(self, request: AdmissionRequest, parent: RunId) -> AdmissionRequest:
+        """The request with its parent's input, which lies in the parent's transcript."""
+        tenant = TenantId(request.request.tenant)
+        with storage_errors():
+            async with self._database.transaction(tenant) as connection:
+                first = await transcripts.load_one(connection, tenant, parent, 0, 0)
+        given = json.loads(first.message.text())
+        return request.model_copy(update={"request": request.request.model_copy(update={"input": given})})
+
+    @activity.defn
+    async def find_earlier_answer(self, run: RunReference) -> EarlierAnswer:
+        """Find what the same question brought before."""
+        with storage_errors():
+            async with heartbeating(), self._database.transaction(run.tenant) as connection:
+                row = await connection.fetchrow(_EARLIER_ANSWER, run.tenant, run.run_id)
+        if row is None:
+            return EarlierAnswer()
+        result = RunResult.model_validate(row["result"])
+        return EarlierAnswer(run_id=result.run_id, output=result.output, output_artifact=result.output_artifact)
+
     def _models_problem(self, request: RunRequest, agent: LoadedAgent) -> Failure | None:
         definition = agent.pinned.definition
         has_money_limit = narrowed(request.budget, definition.budget).cost_usd is not None
@@ -111,11 +154,11 @@ def _no_price(entry: ModelEntry, agent: str) -> Failure:
     return Failure(kind=FailureKind.UNKNOWN_MODEL, message=f"{entry.provider} has no known model {entry.model!r}: {remedy}")
 
 
-def _request_problem(request: RunRequest, agent: LoadedAgent) -> Failure | None:
-    definition = agent.pinned.definition
+def _request_problem(asked: AdmissionRequest, agent: LoadedAgent) -> Failure | None:
+    definition, request = agent.pinned.definition, asked.request
     if definition.input is not None and (problem := schema_problem(definition.input, dict(request.input))):
         return Failure(kind=FailureKind.INVALID_INPUT, message=f"the input does not fit agent {definition.name!r}: {problem}")
-    if request.budget is not None and (limit := above(request.budget, definition.budget)):
+    if request.budget is not None and asked.stands_in_for is None and (limit := above(request.budget, definition.budget)):
         asked, most = getattr(request.budget, limit.value), getattr(definition.budget, limit.value)
         remedy = f"ask for less, or raise it in {definition.name}/agent.yaml"
         message = f"budget.{limit} {asked} is above the agent's {most}: {remedy}"
@@ -127,8 +170,10 @@ def _request_problem(request: RunRequest, agent: LoadedAgent) -> Failure | None:
     return None
 
 
-def _terms(request: RunRequest, agent: LoadedAgent) -> Admitted:
-    pinned = agent.pinned
+def _terms(asked: AdmissionRequest, agent: LoadedAgent) -> Admitted:
+    pinned, request = agent.pinned, asked.request
+    own = pinned.definition.budget
+    bounded = stricter(own, request.budget) if asked.stands_in_for and request.budget else narrowed(request.budget, own)
     tools: list[JsonValue] = [
         spec.model_dump(mode="json", include={"name", "description", "parameters"}) for spec in pinned.tools
     ]
@@ -139,7 +184,7 @@ def _terms(request: RunRequest, agent: LoadedAgent) -> Admitted:
         policy_digest=pinned.policy_digest,
         models=tuple(_pin(entry) for entry in pinned.definition.models),
         tools={spec.name: ToolPlan(effect=spec.effect, timeout=spec.timeout) for spec in pinned.tools},
-        budget=narrowed(request.budget, pinned.definition.budget),
+        budget=bounded,
         loops=pinned.definition.loops,
         routes=pinned.definition.routes(),
         fallbacks=pinned.fallbacks(),

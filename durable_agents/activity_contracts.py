@@ -6,13 +6,13 @@ does I/O, so importing a workflow never loads a provider SDK or a database drive
 
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 from temporalio import activity
 
 from durable_agents.domain.agents import Admitted
 from durable_agents.domain.approvals import ApprovalDecision, Consent
 from durable_agents.domain.failures import Failure
-from durable_agents.domain.identifiers import RunId, TenantId
+from durable_agents.domain.identifiers import Digest, RunId, TenantId
 from durable_agents.domain.model_calls import ModelCallRequest, ModelOutcome
 from durable_agents.domain.runs import RunRequest, RunResult
 from durable_agents.domain.tool_calls import ToolCallRequest, ToolOutcome
@@ -25,6 +25,25 @@ class AdmissionRequest(BaseModel):
     request: RunRequest
     first_execution: str
     """Temporal's id of the run's first execution: it tells this run from an older one under the same key."""
+    stands_in_for: RunId | None = None
+    """The parent run whose input is taken, and whose remaining budget bounds this one."""
+
+
+class EarlierAnswer(BaseModel):
+    """What an earlier, effectless run of the same agent answered to the same input of the same user; None: there is none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    run_id: RunId | None = None
+    output: JsonValue = None
+    output_artifact: Digest | None = None
+
+
+class RunReference(BaseModel):
+    """Input of `find_earlier_answer`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    tenant: TenantId
+    run_id: RunId
 
 
 class Admission(BaseModel):
@@ -95,6 +114,12 @@ async def run_tool(request: ToolCallRequest) -> ToolOutcome:
 @activity.defn
 async def find_arrival(question: ArrivalQuestion) -> Arrival:
     """Look up by the server's clock when a decision arrived that no worker was there to see."""
+    raise NotImplementedError
+
+
+@activity.defn
+async def find_earlier_answer(run: RunReference) -> EarlierAnswer:
+    """Find what the same question brought before."""
     raise NotImplementedError
 
 

@@ -61,6 +61,11 @@ def finish_run(summary: str) -> ActivityConfig:
     return _short("finish", summary)
 
 
+def find_earlier_answer() -> ActivityConfig:
+    """Options of `find_earlier_answer`: one query."""
+    return _short("earlier-answer", "has this been answered before?")
+
+
 def _short(activity_id: str, summary: str) -> ActivityConfig:
     return ActivityConfig(
         start_to_close_timeout=STORAGE_TIME,

@@ -14,11 +14,10 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 from durable_agents import search_attributes
 from durable_agents.activity_contracts import AdmissionRequest, Ending, Refusal, admit_run, finish_run
-from durable_agents.domain import budgets, endings, run_state, run_views, take_over
+from durable_agents.domain import budgets, endings, run_state, run_views
 from durable_agents.domain.approvals import MAX_MESSAGE_BYTES, Approval, ApprovalDecision, Consent, Standing
 from durable_agents.domain.canonical import inert
 from durable_agents.domain.failures import Failure, FailureKind
-from durable_agents.domain.fallbacks import fallback_for
 from durable_agents.domain.identifiers import TenantId
 from durable_agents.domain.model_calls import ModelAnswer
 from durable_agents.domain.run_state import RunInput, RunState
@@ -33,7 +32,7 @@ from durable_agents.domain.runs import (
 )
 from durable_agents.domain.turns import Next, Step, after_model_call, after_tool_turn, signature
 from workflows import activity_options, run_budget
-from workflows.human_gate import consent_for
+from workflows.fallback_turn import fallback_turn
 from workflows.model_turn import model_turn
 from workflows.tool_turn import tool_turn
 
@@ -53,6 +52,7 @@ class AgentRun:
     @workflow.init
     def __init__(self, request: RunInput) -> None:
         self.request = request.asked()
+        self._stands_in_for, self._depth = request.stands_in_for, request.depth
         self.state = request.carried or RunState(started_at=workflow.info().workflow_start_time)
         self._decision: Consent | None = None
         self._published: tuple[RunStatus, tuple[str, ...]] | None = None
@@ -118,7 +118,15 @@ class AgentRun:
                 return end
 
     async def _admit(self) -> RunResult | None:
-        admission = AdmissionRequest(request=self.request, first_execution=workflow.info().first_execution_run_id)
+        parent = workflow.info().parent
+        if self._stands_in_for is not None and (parent is None or parent.workflow_id != self._stands_in_for):
+            message = "only the run itself can have another agent stand in for it"
+            return self._failed(Failure(kind=FailureKind.INVALID_INPUT, message=message))
+        admission = AdmissionRequest(
+            request=self.request,
+            first_execution=workflow.info().first_execution_run_id,
+            stands_in_for=self._stands_in_for,
+        )
         outcome = await workflow.execute_activity(
             admit_run, admission, **activity_options.admit_run(f"{self.request.agent} for {self.request.user}")
         )
@@ -159,19 +167,9 @@ class AgentRun:
         return None
 
     async def _fall_back(self, failure: Failure) -> RunResult | None:
-        """The chain is at its end: a fixed text, a human who takes over, or a typed failure, as the agent's file says."""
-        terms = self.state.admitted
-        fallback = fallback_for(terms.fallbacks, failure.kind) if terms is not None else None
-        if fallback is not None and fallback.text is not None:
-            return endings.fell_back(self.request.run_id, self.state, failure, fallback.text)
-        if terms is None or fallback is None or fallback.ladder is None:
-            return self._failed(failure)
-        self.apply(run_state.lost, workflow.now(), failure)
-        run, turn = self.request.run_id, self.state.turn
-        asked = take_over.question(run, turn, failure, self.state.last_text, terms.policy_digest, fallback.ladder)
-        self._decision = await consent_for(self, asked, take_over.path(turn))
-        if self._decision is not None:
-            return endings.taken_over(run, self.state, failure, self._decision)
+        result, self._decision = await fallback_turn(self, failure, self._depth)
+        if result is not None:
+            return result
         limit = budgets.check_time(self.state.budget, self.state.elapsed(workflow.now()))
         return self._exhausted(limit.explanation) if limit is not None else None
 
@@ -199,7 +197,8 @@ class AgentRun:
         """Ids and numbers go along; the input has been admitted and stays in PostgreSQL."""
         await workflow.wait_condition(workflow.all_handlers_finished)
         request = self.request.model_dump(exclude={"input"})
-        workflow.continue_as_new(RunInput(**request, carried=run_state.carried(self.state)))
+        carried = run_state.carried(self.state)
+        workflow.continue_as_new(RunInput(**request, carried=carried, stands_in_for=self._stands_in_for, depth=self._depth))
 
     def _after_activity_error(self, error: ActivityError) -> RunResult:
         limit = budgets.check_time(self.state.budget, self.state.elapsed(workflow.now()))

@@ -145,7 +145,7 @@ class PinnedAgent(BaseModel):
             if fallback.human is not None and fallback.human not in self.policy.ladders:
                 raise LookupError(f"there is no ladder {fallback.human!r} in policy.yaml")
             ladder = self.policy.ladders[fallback.human] if fallback.human is not None else None
-            found.append(PinnedFallback(on=fallback.on, text=fallback.text, ladder=ladder))
+            found.append(PinnedFallback(ladder=ladder, **fallback.model_dump(exclude={"human"})))
         return tuple(found)
 
 

@@ -165,6 +165,39 @@ def narrowed(asked: Budget | None, ceiling: Budget) -> Budget:
     return ceiling if asked is None else ceiling.model_copy(update=_named(asked))
 
 
+def stricter(one: Budget, other: Budget) -> Budget:
+    """The lower of each pair of limits; a limit only one of them has is that one's."""
+    lower = {}
+    for limit in Limit:
+        values = [value for value in (getattr(one, limit.value), getattr(other, limit.value)) if value is not None]
+        lower[limit.value] = min(values) if values else None
+    return Budget(**lower)
+
+
+def left(budget: Budget, spend: Spend, elapsed: Elapsed) -> Budget:
+    """What is left of a budget, as a budget."""
+    money = None if budget.cost_micros is None else Decimal(max(0, budget.cost_micros - spend.committed_micros)) / 1_000_000
+    return Budget(
+        cost_usd=money,
+        input_tokens=_count_left(budget.input_tokens, spend.input_tokens),
+        output_tokens=_count_left(budget.output_tokens, spend.output_tokens),
+        model_calls=_count_left(budget.model_calls, spend.model_calls),
+        tool_calls=_count_left(budget.tool_calls, spend.tool_calls),
+        turns=_count_left(budget.turns, spend.turns),
+        wall_time=None if budget.wall_time is None else max(timedelta(0), budget.wall_time - elapsed.wall),
+        working_time=None if budget.working_time is None else max(timedelta(0), budget.working_time - elapsed.working),
+    )
+
+
+def _count_left(limit: int | None, used: int) -> int | None:
+    return None if limit is None else max(0, limit - used)
+
+
+def together(one: Spend, other: Spend) -> Spend:
+    """What two runs have used."""
+    return one.plus(**other.model_dump())
+
+
 def raised(budget: Budget, new: Budget) -> Budget:
     """`budget` with the limits that `new` names. `lowers` tells beforehand whether that is a raise."""
     return budget.model_copy(update=_named(new))

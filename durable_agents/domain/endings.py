@@ -1,11 +1,23 @@
 """In which words does a run end?"""
 
+from typing import NamedTuple
+
+from pydantic import JsonValue
+
 from durable_agents.domain.approvals import Consent
+from durable_agents.domain.budgets import together
 from durable_agents.domain.failures import Failure
-from durable_agents.domain.identifiers import RunId
+from durable_agents.domain.identifiers import Digest, RunId
 from durable_agents.domain.model_calls import ModelAnswer
 from durable_agents.domain.run_state import RunState
 from durable_agents.domain.runs import RunResult, RunStatus
+
+
+class Output(NamedTuple):
+    """What a run gives back: a value, or where a large one lies."""
+
+    value: JsonValue
+    artifact: Digest | None
 
 
 def ended(run: RunId, state: RunState, status: RunStatus, explanation: str) -> RunResult:
@@ -34,6 +46,21 @@ def fell_back(run: RunId, state: RunState, failure: Failure, text: str) -> RunRe
     """The agent's file has a fixed answer for this."""
     result = ended(run, state, RunStatus.DEGRADED, f"fixed text, because: {failure.kind}: {failure.message}")
     return result.model_copy(update={"output": text, "failure": failure})
+
+
+def answered_before(run: RunId, state: RunState, failure: Failure, earlier: RunId, found: Output) -> RunResult:
+    """The same question has been answered before."""
+    result = ended(run, state, RunStatus.DEGRADED, f"the answer of {earlier}, because: {failure.kind}: {failure.message}")
+    return result.model_copy(update={"output": found.value, "output_artifact": found.artifact, "failure": failure})
+
+
+def stood_in(run: RunId, state: RunState, failure: Failure, other: RunResult, agent: str) -> RunResult:
+    """Another agent did it, or did not; what it used was this run's to use."""
+    done = other.status in (RunStatus.COMPLETED, RunStatus.DEGRADED)
+    why = f"done by agent {agent} in {other.run_id}" if done else f"agent {agent} in {other.run_id}: {other.explanation}"
+    result = ended(run, state, RunStatus.DEGRADED if done else other.status, f"{why}, because: {failure.kind}: {failure.message}")
+    update = {"output": other.output, "output_artifact": other.output_artifact, "spend": together(state.spend, other.spend)}
+    return result.model_copy(update={**update, "failure": failure if done else other.failure or failure})
 
 
 def taken_over(run: RunId, state: RunState, failure: Failure, decision: Consent) -> RunResult:

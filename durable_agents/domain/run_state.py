@@ -6,14 +6,14 @@ conversation, so that it is carried whole when a run continues as new.
 
 from datetime import datetime, timedelta
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from durable_agents.domain.agents import Admitted
 from durable_agents.domain.approvals import Approval, ApprovalDecision, Consent, Judgement, Standing, consent, judge
 from durable_agents.domain.budgets import Budget, Elapsed, Spend, raised
 from durable_agents.domain.canonical import inert
 from durable_agents.domain.failures import Failure
-from durable_agents.domain.identifiers import ApprovalId
+from durable_agents.domain.identifiers import ApprovalId, RunId
 from durable_agents.domain.model_calls import ContextSize, ModelAnswer, ModelFailure, RequestedCall
 from durable_agents.domain.routing import routed_model
 from durable_agents.domain.runs import BudgetRaise, CancelRequest, RejectedMessage, RunRequest, RunResult, TimelineEntry
@@ -24,6 +24,8 @@ LINE_KEPT = 200
 """Characters of one line; what people and models wrote is in it, so it is made inert as well."""
 REJECTED_KEPT = 20
 SETTLED_KEPT = 200
+MAX_DEPTH = 3
+"""How many agents may stand in for one another in a row: two that call each other come to an end."""
 
 
 class WorkClock(BaseModel):
@@ -113,9 +115,13 @@ class RunState(BaseModel):
 
 
 class RunInput(RunRequest):
-    """What the workflow takes: a `RunRequest`, and after it continued as new, the state it goes on with."""
+    """What the workflow takes: a `RunRequest`, and what only another run may add."""
 
     carried: RunState | None = None
+    """After the run continued as new: the state it goes on with."""
+    stands_in_for: RunId | None = None
+    """The run whose agent could not, and whose input this one takes. Only that run itself, as the parent, may say so."""
+    depth: int = Field(default=0, ge=0, le=MAX_DEPTH)
 
     def asked(self) -> RunRequest:
         """The request alone."""

@@ -1,8 +1,10 @@
 """Does the right model answer, and what follows when none can?"""
 
+from decimal import Decimal
+
 from pydantic import JsonValue
 
-from durable_agents import RunStatus
+from durable_agents import Budget, RunStatus
 from durable_agents.domain.approvals import ApprovalKind
 from tests.support.scripts import Call, turns
 from tests.support.waiting import pending
@@ -83,3 +85,49 @@ async def test_a_human_who_does_not_take_over_leaves_a_typed_failure(world: Worl
     assert result.status is RunStatus.FAILED
     assert result.failure is not None
     assert result.failure.kind == "bad_request"
+
+
+async def test_another_agent_stands_in_with_the_same_input_and_the_money_that_is_left(world: World) -> None:
+    """The first agent's provider says no; the other does the work as a run of its own, within the first one's budget."""
+    await world.script({"steps": [BAD, {"text": "done by the other"}], "per": "global"})
+    async with world.worker():
+        run = await world.start({"order": "A-1001"}, agent="substitute", budget=Budget(cost_usd="0.80"))
+        result = await run.result()
+    assert (result.status, result.output) == (RunStatus.DEGRADED, "done by the other")
+    assert "done by agent clerk" in result.explanation
+    (child,) = await world.rows("select run_id, terms -> 'budget' ->> 'cost_usd' as limit from run where agent = 'clerk'")
+    assert Decimal(child["limit"]) <= Decimal("0.80")
+    inputs = await world.rows("select distinct digest from message where turn = 0 and position = 0")
+    assert len(inputs) == 1, "the other agent got the same input"
+    (row,) = await world.rows("select sum(cost_micros) as cost from model_attempt")
+    assert row["cost"] == result.spend.cost_micros
+    await world.replay(run)
+
+
+async def test_nobody_but_the_run_itself_can_take_its_input(world: World) -> None:
+    """Who starts a run by hand must not be able to read another's input by naming it."""
+    await world.script(turns("done"))
+    async with world.worker():
+        await (await world.start({"secret": "s"})).result()
+        payload = {"agent": "clerk", "user": "thief", "tenant": "acme", "idempotency_key": "t", "stands_in_for": "run:acme:x"}
+        handle = await world.client.temporal.start_workflow(
+            "AgentRun", payload, id="run:acme:t", task_queue=world.settings.task_queue
+        )
+        result = await world.client.get(handle.id).result()
+    assert result.status is RunStatus.FAILED
+    assert result.failure is not None
+    assert result.failure.kind == "invalid_input"
+
+
+async def test_an_earlier_answer_is_given_for_the_same_question_of_the_same_user_only(world: World) -> None:
+    """When the provider is away yesterday's answer to the very same question may do; anything else is not known."""
+    await world.script({"steps": [{"text": "42"}, *[BAD] * 9], "per": "global"})
+    async with world.worker():
+        first = await (await world.start({"q": 1}, agent="memory", user="u-1")).result()
+        again = await (await world.start({"q": 1}, agent="memory", user="u-1")).result()
+        other_user = await (await world.start({"q": 1}, agent="memory", user="u-2")).result()
+        other_question = await (await world.start({"q": 2}, agent="memory", user="u-1")).result()
+    assert (first.status, first.output) == (RunStatus.COMPLETED, "42")
+    assert (again.status, again.output) == (RunStatus.DEGRADED, "42")
+    assert first.run_id in again.explanation
+    assert [other_user.output, other_question.output] == ["I do not know."] * 2
