@@ -19,7 +19,7 @@ sys.path[:] = [".", *(path for path in sys.path if path and not os.path.isdir(os
 from importlinter.cli import lint_imports_command
 lint_imports_command()
 """
-"""`lint-imports` that sees this folder's rooms alone: without `__init__` they are merged with those of any other checkout in reach."""
+"""`lint-imports` that sees this folder alone: rooms without `__init__` are merged with those of any other checkout in reach."""
 RUFF = Path(sys.executable).with_name("ruff")
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
 
