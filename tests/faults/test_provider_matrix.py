@@ -1,0 +1,191 @@
+"""Does every way a provider fails have its one answer, through both real SDKs: kind, requests, waiting, money, end?
+
+One agent per row and provider, whose model's name is the row. A loopback provider fails as the row says, twice, and then answers.
+"""
+
+import asyncio
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from durable_agents import RunResult, RunStatus
+from starter.demo.loopback import NoAnswer, serve
+from tests.support.world import World, open_world, settings_for
+
+FAILURES_BEFORE_SUCCESS = 2
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a provider fails, and what must follow."""
+
+    name: str
+    kind: str
+    retried: bool
+    held: bool = False
+    """Could the failed requests have been billed?"""
+    status: int = 500
+    type: str = ""
+    """The error's type, on both wires."""
+    code: str = ""
+    """The error's code, on OpenAI's wire; the type when there is none."""
+    headers: dict[str, str] = field(default_factory=dict)
+    raw: str | None = None
+    drop: bool = False
+    wait: float = 0
+
+
+LIMITED = ("rate_limit_error", "rate_limit_exceeded")
+
+ROWS = [
+    Row(
+        "rate-limit",
+        "rate_limited",
+        True,
+        status=429,
+        headers={"retry-after": "2"},
+        wait=2,
+        type=LIMITED[0],
+        code=LIMITED[1],
+    ),
+    Row(
+        "rate-limit-ms",
+        "rate_limited",
+        True,
+        status=429,
+        headers={"retry-after-ms": "1500"},
+        wait=1.5,
+        type=LIMITED[0],
+        code=LIMITED[1],
+    ),
+    Row(
+        "nonsense-wait",
+        "rate_limited",
+        True,
+        status=429,
+        headers={"retry-after": "soon"},
+        type=LIMITED[0],
+        code=LIMITED[1],
+    ),
+    Row(
+        "no-retry",
+        "rate_limited",
+        False,
+        status=429,
+        headers={"x-should-retry": "false"},
+        type=LIMITED[0],
+        code=LIMITED[1],
+    ),
+    Row("overloaded", "overloaded", True, status=529, type="overloaded_error", code="slow_down"),
+    Row("server-error", "provider_error", True, held=True, status=500, type="api_error", code="server_error"),
+    Row("bad-gateway", "provider_error", True, held=True, status=502, raw="<html>502</html>"),
+    Row("request-timeout", "provider_timeout", True, held=True, status=408, type="timeout_error", code="timeout"),
+    Row("conflict", "conflict", True, status=409, type="conflict_error"),
+    Row("cut", "provider_timeout", True, held=True, drop=True),
+    Row("html", "bad_response", True, held=True, status=200, raw="<html>hello</html>"),
+    Row("bad-request", "bad_request", False, status=400, type="invalid_request_error", code="invalid_value"),
+    Row("unprocessable", "bad_request", False, status=422, type="invalid_request_error", code="invalid_value"),
+    Row("retired", "bad_request", False, status=404, type="not_found_error", code="model_not_found"),
+    Row("no-auth", "unauthorized", False, status=401, type="authentication_error", code="invalid_api_key"),
+    Row("forbidden", "unauthorized", False, status=403, type="permission_error", code="forbidden"),
+    Row("payment", "out_of_money", False, status=402, type="billing_error", code="billing_hard_limit_reached"),
+    Row("too-large", "request_too_large", False, status=413, type="request_too_large", code="request_too_large"),
+]
+PROVIDERS = ("anthropic", "openai")
+
+
+def provider_app(seen: Counter[str]) -> Starlette:
+    """Fails as the model's name says, twice, then answers 'ok'."""
+    rows = {row.name: row for row in ROWS}
+
+    async def answer(request: Request) -> Response:
+        model = json.loads(await request.body())["model"]
+        wire = "anthropic" if request.url.path.endswith("messages") else "openai"
+        seen[f"{model}/{wire}"] += 1
+        if seen[f"{model}/{wire}"] > FAILURES_BEFORE_SUCCESS:
+            return Response(json.dumps(_success(wire, model)), media_type="application/json")
+        row = rows[model]
+        if row.drop:
+            return NoAnswer()
+        if row.raw is not None:
+            return Response(row.raw, row.status, row.headers, "text/html")
+        error = {"message": "the row says so", "type": row.type, **({"code": row.code or row.type} if wire == "openai" else {})}
+        return Response(json.dumps({"type": "error", "error": error}), row.status, row.headers, "application/json")
+
+    return Starlette(routes=[Route("/v1/messages", answer, methods=["POST"]), Route("/v1/responses", answer, methods=["POST"])])
+
+
+@pytest.mark.timeout(110)
+async def test_every_row_of_the_provider_table_has_its_one_answer_through_both_sdks(world: World, tmp_path: Path) -> None:
+    """36 runs: what passes is tried again after the wait, what cannot succeed is asked once; money as the table says."""
+    for row in ROWS:
+        for provider in PROVIDERS:
+            _write_agent(tmp_path / "agents", f"{row.name}-{provider}", provider, row.name)
+    seen: Counter[str] = Counter()
+    async with serve(provider_app(seen)) as url:
+        settings = settings_for(world.database.app, world.settings.task_queue, url, tmp_path / "agents")
+        async with open_world(world.endpoints, world.database, world.client, settings, url, world.shop_url) as matrix:
+            async with matrix.worker(cached=100):
+                cases = [(row, provider) for row in ROWS for provider in PROVIDERS]
+                results = await asyncio.gather(*(_run(matrix, row, provider) for row, provider in cases))
+            for (row, provider), result in zip(cases, results, strict=True):
+                await _check(matrix, row, provider, result, seen[f"{row.name}/{provider}"])
+
+
+async def _run(matrix: World, row: Row, provider: str) -> RunResult:
+    return await (await matrix.start(agent=f"{row.name}-{provider}", key=f"{row.name}-{provider}")).result()
+
+
+async def _check(matrix: World, row: Row, provider: str, result: RunResult, requests: int) -> None:
+    where = f"{row.name} at {provider}: {result}"
+    attempts = await matrix.rows(
+        "select state, failure, hold_micros, cost_micros, dispatched_at from model_attempt where run_id = $1 order by attempt",
+        f"run:acme:{row.name}-{provider}",
+    )
+    failed = [attempt for attempt in attempts if attempt["failure"] is not None]
+    assert {attempt["failure"] for attempt in failed} == {row.kind}, where
+    assert {attempt["state"] for attempt in failed} == {"unknown" if row.held else "released"}, where
+    assert result.spend.unknown_micros == sum(attempt["hold_micros"] for attempt in failed) * row.held, where
+    if not row.retried:
+        assert (requests, len(attempts)) == (1, 1), where
+        assert result.status is RunStatus.FAILED, where
+        assert result.failure is not None, where
+        assert result.failure.kind == row.kind, where
+        return
+    assert (requests, len(attempts)) == (3, 3), where
+    assert result.status is RunStatus.COMPLETED, where
+    assert attempts[-1]["state"] == "settled", where
+    gaps = [(b["dispatched_at"] - a["dispatched_at"]).total_seconds() for a, b in pairwise(attempts)]
+    assert min(gaps) >= max(row.wait, 0.9), where
+
+
+def _write_agent(folder: Path, name: str, provider: str, model: str) -> None:
+    home = folder / name
+    home.mkdir(parents=True)
+    price = "{input: 1, output: 2}"
+    entry = f"{{provider: {provider}, model: {model}, max_tokens: 100, timeout: 15s, price: {price}}}"
+    (home / "agent.yaml").write_text(f'name: {name}\ndescription: One row.\nmodels: [{entry}]\nbudget: {{cost_usd: "1.00"}}\n')
+    (home / "prompt.md").write_text("Answer.")
+    (home / "policy.yaml").write_text("rules: []\n")
+
+
+def _success(wire: str, model: str) -> dict[str, object]:
+    if wire == "anthropic":
+        usage: dict[str, object] = {"input_tokens": 5, "output_tokens": 1}
+        content = [{"type": "text", "text": "ok"}]
+        return {"id": "m", "type": "message", "role": "assistant", "model": model, "content": content,
+                "stop_reason": "end_turn", "stop_sequence": None, "usage": usage}  # fmt: skip
+    text = {"type": "output_text", "text": "ok", "annotations": []}
+    output = [{"type": "message", "id": "i", "role": "assistant", "status": "completed", "content": [text]}]
+    details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
+    usage = {"input_tokens": 5, "output_tokens": 1, "total_tokens": 6, **details}
+    return {"id": "r", "object": "response", "created_at": 1, "model": model, "status": "completed", "output": output,
+            "parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "usage": usage}  # fmt: skip
