@@ -51,8 +51,8 @@ install: ## Install what requirements.lock names into .venv (the others do it wh
 	if ! $(INSTALLED_FROM) | cmp -s - $(STAMP); then \
 		echo "installing what requirements.lock names into .venv"; \
 		$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null; \
-		$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock; \
-		PATH="$$PWD/$(BIN):$$PATH" $(PY) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+		$(PY) -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock; \
+		PATH="$$PWD/$(BIN):$$PATH" $(PY) -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .; \
 		$(INSTALLED_FROM) > $(STAMP); \
 	fi
 

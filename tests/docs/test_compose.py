@@ -107,9 +107,11 @@ def seconds(text: str) -> float:
     return value.total_seconds()
 
 
-def without_python_settings() -> dict[str, str]:
-    """What a subprocess needs of this process's environment, and nothing that a test has set."""
-    return {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+def bare_environment() -> dict[str, str]:
+    """What any subprocess needs of this process's environment, and nothing that a person or a test has set."""
+    return {
+        name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "TMPDIR"} or name.startswith("COVERAGE")
+    }
 
 
 # --- what is written ------------------------------------------------------------------------------------------------------------
@@ -349,7 +351,7 @@ def run_job(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *command[1:]],
         cwd=ROOT,
-        env=without_python_settings() | environment,
+        env=bare_environment() | environment,
         capture_output=True,
         text=True,
         timeout=60,
@@ -438,7 +440,7 @@ def run_namespace_job(environment: dict[str, str]) -> subprocess.CompletedProces
     path = {"PATH": f"{find_temporal().parent}:{os.environ['PATH']}"}
     return subprocess.run(
         [shell, str(ROOT / source / Path(script).relative_to(target))],
-        env=without_python_settings() | path | environment,
+        env=bare_environment() | path | environment,
         capture_output=True,
         text=True,
         timeout=90,
@@ -507,7 +509,7 @@ def health_check(world: World, **change: str) -> subprocess.CompletedProcess[str
     found = re.search(r"^HEALTHCHECK .*CMD (\[.*\])$", text, re.MULTILINE)
     assert found is not None
     environment = {
-        **without_python_settings(),
+        **bare_environment(),
         "TEMPORAL_ADDRESS": world.endpoints.temporal_address,
         "DURABLE_AGENTS_TASK_QUEUE": world.settings.task_queue,
         **change,
