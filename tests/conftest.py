@@ -11,7 +11,15 @@ from starter.demo import shop as shop_app
 from starter.demo import stand_in_model
 from starter.demo.loopback import serve
 from starter.embedded.servers import EmbeddedServers, Endpoints
-from tests.support.world import TestDatabase, World, fresh_database, open_world, prepare_template, settings_for
+from tests.support.world import (
+    TestDatabase,
+    World,
+    fresh_database,
+    open_world,
+    prepare_template,
+    require_no_wedged_run,
+    settings_for,
+)
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +62,4 @@ async def world(endpoints: Endpoints, database: TestDatabase, model_url: str, sh
     settings = settings_for(database.app, queue, model_url)
     async with open_world(endpoints, database, client, settings, model_url, shop_url) as opened:
         yield opened
+        await require_no_wedged_run(client, queue)

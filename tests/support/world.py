@@ -159,3 +159,11 @@ async def open_world(
     """Resources of a worker and a client, closed at the end."""
     async with open_resources(settings) as resources, httpx2.AsyncClient(timeout=10) as http:
         yield World(endpoints, database, client, settings, resources, model_url, shop_url, http)
+
+
+async def require_no_wedged_run(client: AgentClient, queue: str) -> None:
+    """No test may leave a run RUNNING whose workflow task fails again and again: every failure has an end."""
+    async for execution in client.temporal.list_workflows(f"TaskQueue = '{queue}' AND ExecutionStatus = 'Running'"):
+        handle = client.temporal.get_workflow_handle(execution.id, run_id=execution.run_id)
+        task = (await handle.describe()).raw_description.pending_workflow_task
+        assert task.attempt <= 1, f"{execution.id} is wedged: its workflow task is at attempt {task.attempt}"

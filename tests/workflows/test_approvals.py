@@ -91,6 +91,20 @@ async def test_the_first_of_racing_decisions_wins_and_the_others_are_inert(world
     assert [tuple(row) for row in rows] == [(False, "bob")]
 
 
+async def test_a_zero_byte_in_a_reason_stops_nothing(world: World) -> None:
+    """PostgreSQL takes no U+0000: a reason that holds one must not keep a run from ever writing it down."""
+    await world.script(turns(refund(), "done"))
+    async with world.worker():
+        run = await world.start()
+        (approval,) = await pending(run)
+        signal = world.client.temporal.get_workflow_handle(run.id).signal
+        payload = {"approval_id": approval.id, "decision": "approve", "by": "ann", "reason": "zero \x00 byte"}
+        await signal("submit_approval", payload)
+        result = await run.result()
+    assert result.status is RunStatus.COMPLETED
+    assert (await world.shop_counts())["refunds"] == 1
+
+
 async def test_an_update_decides_at_once_and_a_refused_one_leaves_no_trace(world: World) -> None:
     """Who decides by update learns the outcome; junk by this door cannot fill the history."""
     await world.script(turns(refund(), "done"))
