@@ -29,6 +29,7 @@ from durable_agents.domain.budgets import above, narrowed, stricter
 from durable_agents.domain.canonical import canonical_json
 from durable_agents.domain.failures import Failure, FailureKind
 from durable_agents.domain.identifiers import RunId, TenantId, UserId
+from durable_agents.domain.loops import USUAL_FROM, USUAL_OF
 from durable_agents.domain.model_calls import PinnedModel, Provider
 from durable_agents.domain.runs import RunRequest, RunResult
 
@@ -94,7 +95,8 @@ class RunActivities:
         async with heartbeating():
             with storage_errors():
                 async with self._database.transaction(TenantId(request.request.tenant)) as connection:
-                    return await _write(connection, request, agent, terms)
+                    usual = await _usual_turns(connection, TenantId(request.request.tenant), terms.agent)
+                    return await _write(connection, request, agent, terms.model_copy(update={"usual_turns": usual}))
 
     @activity.defn
     async def finish_run(self, ending: Ending) -> None:
@@ -197,6 +199,17 @@ def _pin(entry: ModelEntry) -> PinnedModel:
     return PinnedModel(
         provider=entry.provider, model=entry.model, max_tokens=entry.max_tokens, timeout=entry.timeout, price=price
     )
+
+
+async def _usual_turns(connection: Connection, tenant: TenantId, agent: str) -> int | None:
+    """The median of the agent's last completed runs, once there are enough."""
+    row = await connection.fetchrow(
+        "select count(*) as runs, percentile_disc(0.5) within group (order by turns) as usual from"
+        " (select (result ->> 'turns')::int as turns from run where tenant = $1 and agent = $2 and status = 'completed'"
+        "  order by ended_at desc limit $3) as latest",
+        tenant, agent, USUAL_OF,
+    )  # fmt: skip
+    return row["usual"] if row is not None and row["runs"] >= USUAL_FROM else None
 
 
 async def _write(connection: Connection, request: AdmissionRequest, agent: LoadedAgent, terms: Admitted) -> AdmissionOutcome:

@@ -153,6 +153,8 @@ class AgentRun:
                 self.apply(run_state.repairing, following.correction, signature(following.failure))
             case Step.WARN:
                 self.apply(run_state.told, following.correction)
+            case Step.WARN_LONG:
+                self.apply(run_state.told_long, following.correction)
             case Step.NEXT_MODEL:
                 self.apply(run_state.next_model, workflow.now())
             case Step.BUDGET_EXHAUSTED:

@@ -170,6 +170,8 @@ class Admitted(BaseModel):
     loops: LoopGuard = LoopGuard()
     routes: tuple[PinnedRoute, ...] = ()
     fallbacks: tuple[PinnedFallback, ...] = ()
+    usual_turns: int | None = None
+    """How many turns this agent's runs usually take; None: too few have been completed."""
     opening_bytes: int
     """Size of prompt, tool schemas and input: what every call of this run sends."""
 

@@ -19,10 +19,23 @@ class LoopGuard(BaseModel):
     stop: int = Field(default=5, ge=3, le=1000)
     """So many, and the run ends as failed(loop)."""
 
+    long: int = Field(default=3, ge=2, le=1000)
+    """So many times the turns that runs of this agent usually take, and the model is told, once."""
+    too_long: int = Field(default=6, ge=3, le=1000)
+    """So many times, and the run ends as failed(loop)."""
+
     @property
     def remembered(self) -> int:
         """How many calls must be remembered to see this."""
         return LONGEST_CYCLE * self.stop
+
+
+USUAL_OF = 50
+"""How many of the agent's last completed runs say what is usual (their median)."""
+USUAL_FROM = 10
+"""With fewer completed runs nothing is usual yet."""
+LEAST_USUAL = 5
+"""Below so many turns a multiple says nothing."""
 
 
 class Repetition(BaseModel):

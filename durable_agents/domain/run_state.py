@@ -75,6 +75,8 @@ class RunState(BaseModel):
     """What the model has done wrong since its last good turn, one signature each."""
     turn_mistakes: tuple[str, ...] = ()
     """What it did wrong in this turn's calls."""
+    told_long: bool = False
+    """The model has been told that it takes unusually many turns."""
     recent: tuple[str, ...] = ()
     """Fingerprints of the last calls and their results."""
     correction: str = ""
@@ -176,6 +178,11 @@ def repairing(state: RunState, correction: str, signature: str) -> RunState:
     """The model will be told about its own failure with the next call."""
     changed = told(state, correction)
     return changed.model_copy(update={"repairs": state.repairs + 1, "mistakes": (*state.mistakes, signature)})
+
+
+def told_long(state: RunState, correction: str) -> RunState:
+    """The model will read that it takes unusually long; once."""
+    return told(state, correction).model_copy(update={"told_long": True})
 
 
 def told(state: RunState, correction: str) -> RunState:

@@ -5,9 +5,11 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict
 
 from durable_agents.domain.failures import Failure, FailureKind, correction
-from durable_agents.domain.loops import repetition
+from durable_agents.domain.loops import LEAST_USUAL, repetition
 from durable_agents.domain.model_calls import MAX_REPAIRS, ModelAnswer, ModelOutcome, StopReason
 from durable_agents.domain.run_state import RunState
+
+LONG_RUN = "This is turn {turn}; such work usually takes {usual}. Come to an end soon, or say why you cannot."
 
 
 class Step(StrEnum):
@@ -17,6 +19,7 @@ class Step(StrEnum):
     ASK_AGAIN = "ask_again"
     REPAIR = "repair"
     WARN = "warn"
+    WARN_LONG = "warn_long"
     NEXT_MODEL = "next_model"
     END = "end"
     BUDGET_EXHAUSTED = "budget_exhausted"
@@ -58,11 +61,26 @@ def _after_repetition(state: RunState) -> Next:
     assert state.admitted is not None
     found, guard = repetition(state.recent), state.admitted.loops
     if found.rounds < guard.warn:
-        return Next(step=Step.ASK_AGAIN)
+        return _after_many_turns(state)
     failure = Failure(kind=FailureKind.LOOP, message=f"{found.rounds} identical rounds of {found.cycle} call(s)")
     if found.rounds >= guard.stop:
         return Next(step=Step.FAIL, failure=failure)
     return Next(step=Step.WARN, failure=failure, correction=correction(failure))
+
+
+def _after_many_turns(state: RunState) -> Next:
+    """Far more turns than this agent's runs usually take: told once, then stopped."""
+    assert state.admitted is not None
+    usual, guard = state.admitted.usual_turns, state.admitted.loops
+    times = state.turn // max(usual, LEAST_USUAL) if usual is not None else 0
+    if times < guard.long:
+        return Next(step=Step.ASK_AGAIN)
+    failure = Failure(kind=FailureKind.LOOP, message=f"turn {state.turn}, where {usual} are usual")
+    if times >= guard.too_long:
+        return Next(step=Step.FAIL, failure=failure)
+    if state.told_long:
+        return Next(step=Step.ASK_AGAIN)
+    return Next(step=Step.WARN_LONG, failure=failure, correction=LONG_RUN.format(turn=state.turn, usual=usual))
 
 
 def _after_failure(state: RunState, failure: Failure) -> Next:

@@ -53,3 +53,20 @@ async def test_a_chain_that_only_makes_mistakes_ends_typed(world: World) -> None
     assert result.failure is not None
     assert result.failure.kind == "too_many_repairs"
     assert "unknown tool: nonsense" in result.explanation
+
+
+async def test_a_run_far_longer_than_usual_is_told_and_then_stopped(world: World) -> None:
+    """Ten runs took two turns each; one that varies its calls endlessly is told at fifteen and stopped at thirty."""
+    async with world.worker(cached=50):
+        await world.script(turns(AGAIN, "done"))
+        for run in [await world.start() for _ in range(10)]:
+            assert (await run.result()).turns == 2
+        await world.script({"repeat_tool": {"name": "echo", "arguments": {"text": "{n}"}, "times": 99, "then_text": "done"}})
+        run = await world.start()
+        result = await run.result()
+    assert result.failure is not None
+    assert (result.failure.kind, result.turns) == ("loop", 30)
+    assert "where 2 are usual" in result.explanation
+    told = await world.rows("select turn from message where position >= 1000 and body::text like '%Come to an end soon%'")
+    assert [row["turn"] for row in told] == [15]
+    await world.replay(run)
