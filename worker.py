@@ -14,8 +14,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+from pydantic import SecretStr
 from temporalio.client import Client
-from temporalio.worker import Worker
+from temporalio.common import WorkerDeploymentVersion
+from temporalio.worker import Worker, WorkerDeploymentConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxMatcher, SandboxRestrictions
 
 from activities.agent_files import AgentFileError
@@ -30,6 +32,7 @@ from activities.runs import RunActivities
 from activities.tool_calls import ToolActivities
 from durable_agents.client import AgentClient
 from durable_agents.domain.model_calls import Provider
+from durable_agents.domain.provider_gates import fingerprint
 from durable_agents.errors import NotReachable
 from durable_agents.settings import Settings, SettingsError, read_settings
 from workflows.agent_run import AgentRun
@@ -91,10 +94,16 @@ async def open_providers(settings: Settings) -> AsyncIterator[dict[Provider, Mod
         await asyncio.gather(*(provider.close() for provider in providers.values()))
 
 
+def key_fingerprints(settings: Settings) -> dict[Provider, str]:
+    """What each provider's key is known by where workers share what they have seen of it."""
+    keys: dict[Provider, SecretStr | None] = {"anthropic": settings.anthropic_api_key, "openai": settings.openai_api_key}
+    return {provider: fingerprint(key.get_secret_value()) for provider, key in keys.items() if key is not None}
+
+
 def build_worker(temporal: Client, settings: Settings, resources: Resources, *, max_cached_workflows: int = 1000) -> Worker:
     """A worker with every workflow and activity of this project."""
     runs = RunActivities(resources.database, resources.catalog, resources.providers)
-    models = ModelActivities(resources.database, resources.providers)
+    models = ModelActivities(resources.database, resources.providers, key_fingerprints(settings))
     tools = ToolActivities(resources.database, resources.catalog)
     approvals = ApprovalActivities(temporal)
     return Worker(
@@ -114,6 +123,9 @@ def build_worker(temporal: Client, settings: Settings, resources: Resources, *, 
         max_concurrent_activities=settings.worker_concurrency,
         sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
         graceful_shutdown_timeout=settings.graceful_shutdown,
+        deployment_config=WorkerDeploymentConfig(
+            version=WorkerDeploymentVersion("durable-agents", settings.build_id), use_worker_versioning=False
+        ),
     )
 
 

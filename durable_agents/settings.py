@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     worker_concurrency: int = Field(default=100, gt=0, le=2000)
     """Activities a worker runs at once."""
     log_level: str = "INFO"
+    build_id: str = Field(default="dev", min_length=1, max_length=64)
+    """Which build of the code a worker runs; the Web UI shows it at every step the worker made."""
 
     temporal_address: str | None = Field(default=None, validation_alias="TEMPORAL_ADDRESS")
     database_url: SecretStr | None = Field(default=None, validation_alias="DATABASE_URL")
