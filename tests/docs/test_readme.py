@@ -203,7 +203,9 @@ async def test_who_types_the_readme_from_top_to_bottom_gets_what_it_says(desk: D
         result = await desk.client.get(f"run:acme:{key}").result()
         assert (result.status, result.spend.tool_calls) == (RunStatus.COMPLETED, 3), key
         assert any("approved by ann" in entry.what for entry in await desk.client.get(f"run:acme:{key}").timeline())
-    assert (await desk.client.get("run:acme:greet-ada").result()).output == "Ada was greeted."
+    greeter = desk.client.get("run:acme:greet-ada")
+    assert (await greeter.result()).output == "Ada was greeted."
+    assert "greet: ok" in [entry.what for entry in await greeter.timeline()]
     assert (await desk.counts())["refunds"] == 3
     assert "completed {'order': 'A-1001'" in everything, "approve_refund.py prints the result"
     assert "the schema is up to date" in everything
