@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -241,6 +240,22 @@ async def _(world: World) -> RunHandle:
         return await ended(run, RunStatus.HANDED_OFF)
 
 
+@scenario("another_agent_stood_in")
+async def _(world: World) -> RunHandle:
+    await world.script({"steps": [BAD, {"text": "done by the other"}], "per": "global"})
+    async with world.worker():
+        run = await world.start({"order": "A-1001"}, agent="substitute", budget=Budget(cost_usd="0.80"))
+        return await ended(run, RunStatus.DEGRADED)
+
+
+@scenario("answered_as_an_earlier_run_was")
+async def _(world: World) -> RunHandle:
+    await world.script({"steps": [{"text": "42"}, *[BAD] * 9], "per": "global"})
+    async with world.worker():
+        await ended(await world.start({"q": 1}, agent="memory"), RunStatus.COMPLETED)
+        return await ended(await world.start({"q": 1}, agent="memory"), RunStatus.DEGRADED)
+
+
 @scenario("refused_at_admission")
 async def _(world: World) -> RunHandle:
     async with world.worker():
@@ -263,7 +278,7 @@ def path_of(happened: str) -> Path:
 
 
 async def record(wanted: list[str]) -> None:
-    """Play the scenarios on real servers and write down their histories."""
+    """Play the scenarios on real servers and write down their histories, each in the place of an older one."""
     with tempfile.TemporaryDirectory() as folder:
         async with EmbeddedServers(Path(folder), headless=True) as endpoints, skipping_server() as skipping:
             assert endpoints.urls is not None
@@ -274,6 +289,7 @@ async def record(wanted: list[str]) -> None:
                     run = await SCENARIOS[happened](world)
                     history = await world.history(run)
                     await replayer().replay_workflow(history)
+                    path_of(happened).unlink(missing_ok=True)
                     write(path_of(happened), history.to_json())
                 sys.stdout.write(f"recorded {happened}\n")
 
@@ -336,17 +352,15 @@ def released() -> bool:
 def main() -> int:
     """Record what is missing, or everything."""
     parser = argparse.ArgumentParser(prog="python -m tests.replay.record", description="Record histories of real runs.")
-    parser.add_argument("--fresh", action="store_true", help="delete all and record them anew; refused once there is a release")
+    parser.add_argument("--fresh", action="store_true", help="record all of them anew; refused once there is a release")
     asked = parser.parse_args()
     if asked.fresh and released():
         sys.stderr.write("error: there is a release, its histories stay: add a scenario under a new name instead\n")
         return 2
-    if asked.fresh:
-        shutil.rmtree(HISTORIES, ignore_errors=True)
-    missing = [happened for happened in SCENARIOS if not path_of(happened).exists()]
-    if missing:
-        asyncio.run(record(missing))
-    sys.stdout.write(f"{len(missing)} recorded, {len(SCENARIOS) - len(missing)} were there\n")
+    wanted = [happened for happened in SCENARIOS if asked.fresh or not path_of(happened).exists()]
+    if wanted:
+        asyncio.run(record(wanted))
+    sys.stdout.write(f"{len(wanted)} recorded, {len(SCENARIOS) - len(wanted)} stay as they are\n")
     return 0
 
 
