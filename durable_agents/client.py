@@ -1,10 +1,13 @@
 """How does a program start runs, watch them, decide for a human, and cancel?"""
 
 import asyncio
+import atexit
 import getpass
+import time
 import uuid
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import lru_cache
 from typing import Literal, TypeVar
 
 from pydantic import JsonValue, ValidationError
@@ -58,6 +61,7 @@ WORKFLOW = "AgentRun"
 REQUEST_DIGEST = "request_digest"
 CONNECT_TIMEOUT = timedelta(seconds=5)
 CALL_TIMEOUT = timedelta(seconds=5)
+LOOK_AGAIN = timedelta(seconds=0.3)
 T = TypeVar("T")
 
 
@@ -95,6 +99,7 @@ class AgentClient:
         except (RuntimeError, TimeoutError, RPCError) as error:
             hint = "start one with `python -m starter dev`, or set TEMPORAL_ADDRESS"
             raise NotReachable(f"no Temporal server answers at {target}: {hint}") from error
+        _leave_quietly()
         return cls(temporal, task_queue=task_queue, identity=identity)
 
     async def start(self, request: RunRequest) -> "RunHandle":
@@ -210,6 +215,14 @@ class RunHandle:
         """What the run waits for humans for."""
         return tuple(await self._query("pending_approvals", list[Approval]))
 
+    async def wait_for_approvals(self) -> tuple[Approval, ...]:
+        """Wait until the run waits for a human, or has ended: then there are none."""
+        while True:
+            view = await self.status()
+            if view.pending_approvals or view.status.is_end:
+                return view.pending_approvals
+            await asyncio.sleep(LOOK_AGAIN.total_seconds())
+
     async def budget(self) -> BudgetView:
         """What the run may use and what it has used."""
         return await self._query("budget", BudgetView)
@@ -289,10 +302,16 @@ class RunHandle:
         return answer
 
 
+@lru_cache(maxsize=1)
+def _leave_quietly() -> None:
+    """The SDK's threads abort an interpreter that ends right after its last call (temporalio/sdk-python issue 300)."""
+    atexit.register(time.sleep, 0.1)
+
+
 def _details(request: RunRequest) -> str:
     lines = [f"**Agent** `{request.agent}`", f"**Tenant** `{request.tenant}`", f"**User** `{request.user}`"]
     facts = [f"- `{inert(name, 60)}`: `{inert(str(value), 160)}`" for name, value in list(request.input.items())[:20]]
-    return "  \n".join(lines) + "\n\n**Input** (given by the caller)\n" + "\n".join(facts)
+    return "  \n".join(lines) + "\n\n**Input** (given by the caller)\n\n" + "\n".join(facts)
 
 
 def _result_of_failure(run: RunId, error: WorkflowFailureError) -> RunResult:

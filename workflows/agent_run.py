@@ -20,7 +20,7 @@ from durable_agents.domain.canonical import inert
 from durable_agents.domain.failures import Failure, FailureKind
 from durable_agents.domain.identifiers import TenantId
 from durable_agents.domain.model_calls import ModelAnswer
-from durable_agents.domain.run_state import RunInput, RunState
+from durable_agents.domain.run_state import REJECTED_KEPT, RunInput, RunState
 from durable_agents.domain.runs import (
     BudgetRaise,
     BudgetView,
@@ -64,8 +64,10 @@ class AgentRun:
 
     def apply(self, transition: Callable[Concatenate[RunState, P], RunState], *args: P.args, **kwargs: P.kwargs) -> None:
         """Replace the state by what the transition makes of it, and show the change in the Web UI."""
-        self.state = transition(self.state, *args, **kwargs)
-        self._publish()
+        before = self.state
+        self.state = transition(before, *args, **kwargs)
+        if self._published is None or _looks_different(before, self.state):
+            self._publish()
 
     @workflow.run
     async def run(self, request: RunInput) -> RunResult:
@@ -118,6 +120,9 @@ class AgentRun:
                 return end
 
     async def _admit(self) -> RunResult | None:
+        if workflow.info().workflow_id != self.request.run_id:
+            message = f"the workflow id must be {self.request.run_id}, or two runs could have one key"
+            return self._failed(Failure(kind=FailureKind.INVALID_INPUT, message=message))
         parent = workflow.info().parent
         if self._stands_in_for is not None and (parent is None or parent.workflow_id != self._stands_in_for):
             message = "only the run itself can have another agent stand in for it"
@@ -198,6 +203,8 @@ class AgentRun:
     async def _continue_as_new(self) -> None:
         """Ids and numbers go along; the input has been admitted and stays in PostgreSQL."""
         await workflow.wait_condition(workflow.all_handlers_finished)
+        if self.state.disputed:
+            return  # only this execution's history knows when they arrived: their gates settle them first
         request = self.request.model_dump(exclude={"input"})
         carried = run_state.carried(self.state)
         workflow.continue_as_new(RunInput(**request, carried=carried, stands_in_for=self._stands_in_for, depth=self._depth))
@@ -316,6 +323,14 @@ class AgentRun:
 
     def _reject(self, message: str, reason: str, excerpt: str) -> None:
         self.apply(run_state.rejected, workflow.now(), message, reason, excerpt)
+
+
+def _looks_different(before: RunState, after: RunState) -> bool:
+    """Is there something new to show? Of a flood of junk messages every hundredth is, or showing takes longer than a task may."""
+    if after.rejected_count != before.rejected_count:
+        return after.rejected_count <= REJECTED_KEPT or after.rejected_count % 100 == 0
+    shown = ("timeline", "approvals", "spend", "budget", "result", "admitted", "turn", "cancel")
+    return any(getattr(before, name) is not getattr(after, name) for name in shown)
 
 
 def _cancelling(state: RunState, cancel: CancelRequest) -> RunState:

@@ -59,11 +59,12 @@ def markdown(state: RunState) -> str:
     """
     parts = [f"**{status(state)}** · turn {state.turn} · {_quoted(state.doing)}", _money(state)]
     for approval in state.approvals:
-        facts = "".join(f"\n- {_quoted(name)}: {_quoted(value, 500)}" for name, value in approval.facts.items())
+        rung = f"rung {approval.rung + 1} of {len(approval.ladder.rungs)}"
         parts.append(
-            f"**Waits for {approval.asked}** until {approval.deadline.isoformat(timespec='minutes')}: "
-            f"`{approval.id}` {_quoted(approval.title)}{facts}"
+            f"**Waits for {approval.asked}** until {approval.deadline.strftime('%Y-%m-%d %H:%M UTC')} ({rung}): "
+            f"`{approval.id}` {_quoted(approval.title)}"
         )
+        parts.append("\n".join(f"- {_quoted(name)}: {_quoted(value, 500)}" for name, value in approval.facts.items()))
     if state.rejected:
         last = state.rejected[-1]
         parts.append(f"{state.rejected_count} rejected messages, the last: {_quoted(last.reason)}")
@@ -77,7 +78,8 @@ def _quoted(text: str, limit: int = 160) -> str:
 
 
 def _money(state: RunState) -> str:
+    """In code spans, because the Web UI takes `$…$` for a formula."""
     spend, limit = state.spend, state.budget.cost_micros
-    allowed = f" of {format_usd(limit)}" if limit is not None else ""
-    held = f", {format_usd(spend.unknown_micros)} held for attempts with unknown outcome" if spend.unknown_micros else ""
-    return f"{format_usd(spend.cost_micros)}{allowed}{held} · {spend.model_calls} model calls · {spend.tool_calls} tool calls"
+    allowed = f" of `{format_usd(limit)}`" if limit is not None else ""
+    held = f", `{format_usd(spend.unknown_micros)}` held for attempts with unknown outcome" if spend.unknown_micros else ""
+    return f"`{format_usd(spend.cost_micros)}`{allowed}{held} · {spend.model_calls} model calls · {spend.tool_calls} tool calls"

@@ -24,6 +24,7 @@ from starter.embedded.processes import (
     spawn,
     terminate_child,
     terminate_left_behind,
+    to_the_end,
     wait_until_ready,
 )
 from starter.embedded.roles import ensure_roles
@@ -91,7 +92,7 @@ class EmbeddedPostgres:
         self._binaries = await asyncio.to_thread(find_postgres)
         prepare_state_folder(self._files.state_dir)
         async with self._locks.starting():
-            passwords = await asyncio.to_thread(self._files.ensure_data, self._binaries)
+            passwords = await to_the_end(asyncio.to_thread(self._files.ensure_data, self._binaries))
             port = await self._adopt(passwords) or await self._launch(passwords)
             self._locks.join()
         return passwords.urls(port)

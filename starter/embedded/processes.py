@@ -11,11 +11,13 @@ import re
 import signal
 import socket
 import subprocess
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 LOOPBACK = "127.0.0.1"
 POLL_SECONDS = 0.02  # how often a starting or ending server is looked at
 STOP_GRACE = timedelta(seconds=30)  # PostgreSQL writes a checkpoint at its end, Temporal drains for about a second
@@ -213,3 +215,13 @@ def _command_from_ps(pid: int) -> str | None:
     except OSError:
         return None
     return asked.stdout.decode(errors="replace")
+
+
+async def to_the_end(work: Coroutine[None, None, T]) -> T:
+    """Awaits work that a cancellation must not leave half done, e.g. a thread that writes: it ends first, then the caller."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

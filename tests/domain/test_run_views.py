@@ -89,8 +89,8 @@ def test_the_page_says_where_the_run_stands_and_what_it_cost() -> None:
     )
     text = markdown(state)
     assert "**waiting_approval** · turn 0" in text
-    assert "$0.0015 of $0.50, $0.02 held for attempts with unknown outcome · 2 model calls · 1 tool calls" in text
-    assert "**Waits for anybody but the requester** until 2026-11-20T13:00+00:00" in text
+    assert "`$0.0015` of `$0.50`, `$0.02` held for attempts with unknown outcome · 2 model calls · 1 tool calls" in text
+    assert "**Waits for anybody but the requester** until 2026-11-20 13:00 UTC (rung 1 of 1)" in text
     assert f"`{state.approvals[0].id}`" in text
     assert "1 rejected messages" in text
 

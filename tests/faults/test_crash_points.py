@@ -5,6 +5,7 @@ recorded"; another takes over. What happened is counted outside: at the shop and
 """
 
 import asyncio
+import signal
 import uuid
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,7 @@ from durable_agents import AgentClient, RunHandle, RunResult, RunStatus
 from durable_agents.domain.approvals import ApprovalKind
 from starter.demo import stand_in_model
 from starter.demo.loopback import serve
-from tests.support.crashers import start_crasher
+from tests.support.crashers import Crashers, open_crashers
 from tests.support.waiting import eventually
 from tests.support.world import World, settings_for
 from worker import build_worker, open_providers
@@ -54,8 +55,8 @@ class Outcome:
 async def test_a_worker_killed_at_any_point_leaves_one_effect_and_pays_no_recorded_answer_twice(world: World) -> None:
     """The promise itself: never lost, never twice. 19 points, real SIGKILLs, counted at the shop and at the model."""
     gate = asyncio.Semaphore(AT_ONCE)
-    async with asyncio.TaskGroup() as group:
-        runs = [group.create_task(_crash(world, gate, point, index)) for index, point in enumerate(POINTS)]
+    async with open_crashers() as crashers, asyncio.TaskGroup() as group:
+        runs = [group.create_task(_crash(world, crashers, gate, point, index)) for index, point in enumerate(POINTS)]
     outcomes = [run.result() for run in runs]
     records = (await world.http.get(f"{world.shop_url}/records")).json()
     for outcome in outcomes:
@@ -70,7 +71,7 @@ async def test_a_worker_killed_at_any_point_leaves_one_effect_and_pays_no_record
     await _ledger_covers_the_bill(world, list(outcomes))
 
 
-async def _crash(world: World, gate: asyncio.Semaphore, point: str, index: int) -> Outcome:
+async def _crash(world: World, crashers: Crashers, gate: asyncio.Semaphore, point: str, index: int) -> Outcome:
     order, amount = f"A-{1001 + index}", AMOUNTS[index % len(AMOUNTS)]
     async with gate, serve(stand_in_model.create_app()) as model:
         queue = f"crash-{uuid.uuid4().hex[:8]}"
@@ -78,7 +79,7 @@ async def _crash(world: World, gate: asyncio.Semaphore, point: str, index: int) 
         run = await client.start_new(
             "clerk", {"order": order, "amount": amount}, tenant="acme", user="requester", idempotency_key=queue
         )
-        crasher = await start_crasher(world, point, queue, model)
+        crasher = await crashers.start(world, point, queue, model)
         approving = asyncio.create_task(_decide(world, run, order))
         try:
             try:
@@ -95,9 +96,7 @@ async def _crash(world: World, gate: asyncio.Semaphore, point: str, index: int) 
             await world.replay(run)
         finally:
             approving.cancel()
-            if crasher.returncode is None:
-                crasher.kill()
-                await crasher.wait()
+            crasher.send(signal.SIGKILL)
         asked = bool(await world.rows("select 1 from approval where run_id = $1 and kind = $2", run.id, ApprovalKind.OUTCOME))
         bill = (await world.http.get(f"{model}/bill")).json()
         return Outcome(point, order, f"{amount}.00", result, bill["requests"], asked)

@@ -8,7 +8,7 @@ import pytest
 from durable_agents import RunStatus
 from durable_agents.domain.approvals import ApprovalKind
 from starter.embedded.processes import free_ports
-from tests.support.crashers import start_crasher
+from tests.support.crashers import open_crashers
 from tests.support.scripts import refund, tell, turns
 from tests.support.waiting import eventually, pending
 from tests.support.world import World
@@ -91,8 +91,8 @@ async def test_a_worker_that_froze_and_came_back_can_neither_act_nor_settle(worl
     """The server gave its attempt to another; the message must not go out once more when it wakes up."""
     await world.script(turns(tell(), "done"))
     run = await world.start()
-    frozen = await start_crasher(world, "after_tool_dispatch#1", world.settings.task_queue, model_url, "SIGSTOP")
-    try:
+    async with open_crashers() as crashers:
+        frozen = await crashers.start(world, "after_tool_dispatch#1", world.settings.task_queue, model_url, "SIGSTOP")
         stat = Path(f"/proc/{frozen.pid}/stat")
 
         async def is_frozen() -> bool:
@@ -104,13 +104,9 @@ async def test_a_worker_that_froze_and_came_back_can_neither_act_nor_settle(worl
             assert approval.kind is ApprovalKind.OUTCOME
             await run.deny(approval.id, by="ann", reason="nothing was sent")
             result = await run.result()
-            frozen.send_signal(signal.SIGCONT)
-            frozen.send_signal(signal.SIGTERM)
+            frozen.send(signal.SIGCONT)
+            frozen.send(signal.SIGTERM)
             assert await frozen.wait() == 0
-    finally:
-        if frozen.returncode is None:
-            frozen.kill()
-            await frozen.wait()
     assert result.status is RunStatus.COMPLETED
     assert (await world.shop_counts())["messages"] == 0
     (row,) = await world.rows("select state, outcome ->> 'result' as result from tool_dispatch")

@@ -27,7 +27,13 @@ def load(path: Path) -> dict[str, Any]:
 
 async def replay(name: str, history: dict[str, Any]) -> None:
     """Replay as a worker would that takes the run over."""
-    await replayer().replay_workflow(WorkflowHistory.from_json(name, history))
+    await replayer().replay_workflow(WorkflowHistory.from_json(workflow_id(history) or name, history))
+
+
+def workflow_id(history: dict[str, Any]) -> str:
+    """The id the run was started under; runs look at it."""
+    started: dict[str, Any] = history["events"][0]["workflowExecutionStartedEventAttributes"]
+    return str(started.get("workflowId", ""))
 
 
 @pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)

@@ -1,15 +1,19 @@
-"""A real worker that kills itself with SIGKILL at one chosen point: `CRASH_AT=point#n python tests/support/crashing_worker.py`.
+"""How does a real worker die, or freeze, at exactly one point?
 
 The product knows nothing of this: the points are wrapped around its functions here, in the process that is about to die.
+Importing everything takes seconds, so this process does it once and forks: each line of JSON on its standard input is the
+environment of one worker, `{"NAME": "…", "CRASH_AT": "point#n", …}`; it answers with the worker's pid, and when it is gone with
+its exit code.
 """
 
 import functools
+import json
 import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -23,16 +27,16 @@ from activities.providers.anthropic import AnthropicProvider
 from activities.runs import RunActivities
 from activities.tool_calls import ToolActivities
 
-POINT, _, NUMBER = os.environ["CRASH_AT"].partition("#")
 _passes = 0
 
 
 def reached(point: str) -> None:
     """Die here if this is the chosen point, passed for the chosen time."""
     global _passes  # noqa: PLW0603 - one counter for one process
-    if point == POINT:
+    chosen, _, number = os.environ.get("CRASH_AT", "").partition("#")
+    if point == chosen:
         _passes += 1
-        if _passes == int(NUMBER or 1):
+        if _passes == int(number or 1):
             die()
 
 
@@ -81,5 +85,45 @@ def _dying_activation(original: Callable[..., object]) -> Callable[..., object]:
 
 sandbox_runner._Instance.activate = _dying_activation(sandbox_runner._Instance.activate)  # type: ignore[method-assign, assignment]
 
+
+def serve_forks() -> None:
+    """Fork a worker for each line of input; report each worker's end."""
+    signal.signal(signal.SIGCHLD, lambda *_: report_ends())
+    for line in sys.stdin:
+        environment = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            be_a_worker(environment)
+        say({"name": environment["NAME"], "pid": pid})
+
+
+def be_a_worker(environment: dict[str, str]) -> NoReturn:
+    """What a process started for it alone would do."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.environ.update(environment)
+    silence = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(silence, stream)
+    code = worker.main()
+    os._exit(code)
+
+
+def report_ends() -> None:
+    """Say which workers are gone, and how."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        say({"pid": pid, "code": os.waitstatus_to_exitcode(status)})
+
+
+def say(what: dict[str, object]) -> None:
+    """One line of JSON on standard output, in one write."""
+    os.write(1, (json.dumps(what) + "\n").encode())
+
+
 if __name__ == "__main__":
-    sys.exit(worker.main())
+    serve_forks()

@@ -134,3 +134,27 @@ async def test_a_raw_start_by_temporals_own_tools_works_too(world: World) -> Non
         )  # fmt: skip
         result = await world.client.get(handle.id).result()
     assert result.status is RunStatus.COMPLETED
+
+
+async def test_a_raw_start_under_another_id_is_refused(world: World) -> None:
+    """The id is the key: under a foreign one the same key could run twice, and its rightful owner be refused."""
+    async with world.worker():
+        payload = {"agent": "clerk", "user": "u", "tenant": "acme", "idempotency_key": "mine"}
+        handle = await world.client.temporal.start_workflow(
+            "AgentRun", payload, id="another", task_queue=world.settings.task_queue
+        )
+        result = await world.client.get(handle.id).result()
+    assert result.failure is not None
+    assert result.failure.kind == "invalid_input"
+    assert await world.rows("select 1 from run") == []
+
+
+async def test_a_caller_can_wait_until_somebody_is_asked(world: World) -> None:
+    """Start, wait, decide: the shortest program that approves; after the end there is nothing to wait for."""
+    await world.script(turns(refund(), "done"))
+    async with world.worker():
+        run = await world.start()
+        (approval,) = await run.wait_for_approvals()
+        await run.approve(approval.id, by="ann")
+        await run.result()
+        assert await run.wait_for_approvals() == ()
