@@ -6,6 +6,7 @@ Servers, migrations, then a worker; the worker ends first and may finish what it
 import asyncio
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -19,6 +20,7 @@ from starter.cli.exit_codes import CliError, ExitCode
 from starter.cli.options import Session
 from starter.cli.screen import Screen
 from starter.cli.stopping import Stop, stopped_by_signals
+from starter.demo.stand_ins import open_stand_ins
 from starter.embedded.servers import EmbeddedServers, Endpoints, reset
 from starter.embedded.state import prepare_state_folder
 
@@ -36,7 +38,7 @@ class Ports:
     postgres: int | None
 
 
-async def dev(session: Session, ports: Ports, *, afresh: bool) -> ExitCode:
+async def dev(session: Session, ports: Ports, *, afresh: bool, stand_in: bool) -> ExitCode:
     """Run the servers and a worker until Ctrl-C or SIGTERM."""
     settings = read_settings()
     screen = Screen(as_json=session.as_json)
@@ -53,13 +55,11 @@ async def dev(session: Session, ports: Ports, *, afresh: bool) -> ExitCode:
             await _migrate(screen, endpoints, settings)
             announcement.write(RunningServers(endpoints.temporal_address, endpoints.temporal_ui, dict(endpoints.environment)))
             _show(screen, endpoints, settings)
-            keeper = WorkerKeeper(
-                worker_program({**os.environ, **endpoints.environment}, _heard(screen)),
-                screen.line,
-                stop,
-                settings.graceful_shutdown,
-            )
-            await keeper.run(lambda: screen.document(_addresses(endpoints, settings)))
+            async with AsyncExitStack() as stack:
+                more = await _stand_ins(stack, screen, settings) if stand_in else {}
+                program = worker_program({**os.environ, **endpoints.environment, **more}, _heard(screen))
+                keeper = WorkerKeeper(program, screen.line, stop, settings.graceful_shutdown)
+                await keeper.run(lambda: screen.document(_addresses(endpoints, settings)))
         finally:
             screen.line("stopping the servers")
             await servers.stop()
@@ -76,6 +76,18 @@ def _servers(settings: Settings, ports: Ports) -> EmbeddedServers:
         ui_port=ports.ui,
         postgres_port=ports.postgres,
     )
+
+
+async def _stand_ins(stack: AsyncExitStack, screen: Screen, settings: Settings) -> dict[str, str]:
+    """A shop, and without a key a model, for the refunds agent."""
+    found = await open_stand_ins(stack, settings, settings.state_dir)
+    screen.facts([("shop", found.shop), ("model", found.model), *_wires(found.environment)])
+    return found.environment
+
+
+def _wires(environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    url = environment.get("ANTHROPIC_BASE_URL")
+    return [] if url is None else [("script it", f"POST {url}/script")]
 
 
 async def _migrate(screen: Screen, endpoints: Endpoints, settings: Settings) -> None:

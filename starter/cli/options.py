@@ -45,4 +45,7 @@ AgentFilter = Annotated[str | None, typer.Option(help="Only runs of this agent."
 TenantFilter = Annotated[str | None, typer.Option(help="Only runs of this tenant.")]
 Port = Annotated[int | None, typer.Option(min=1, max=65535, help="A fixed port; else the usual one, or any free one.")]
 Reset = Annotated[bool, typer.Option("--reset", help="Delete what the embedded servers keep, then start afresh.")]
+StandIn = Annotated[
+    bool, typer.Option("--stand-in", help="Also run the demo's shop and, without a key, a model that stands in for the real one.")
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Nobody is asked: the demo approves by itself and ends.")]

@@ -12,7 +12,6 @@ from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -34,14 +33,13 @@ from starter.cli.screen import Screen
 from starter.cli.stopping import stopped_by_signals
 from starter.cli.views import show_result
 from starter.demo.decision import Decider
+from starter.demo.stand_ins import log_to, open_stand_ins, start_child
 from starter.embedded.servers import NAMESPACE, EmbeddedServers
 from starter.embedded.state import prepare_state_folder
 
 REQUESTER = "demo-requester"
 ORDER, AMOUNT = "A-1001", 250
-STOP_GRACE = timedelta(seconds=15)
 SHOP_LIMIT = timedelta(seconds=60)
-LISTENING = "listening on "
 
 
 async def demo(*, yes: bool) -> ExitCode:
@@ -86,11 +84,11 @@ async def _set_up(stack: AsyncExitStack, screen: Screen, settings: Settings, fol
     stack.push_async_callback(servers.stop)
     endpoints = await servers.start()
     await migrate_as(endpoints.environment[OWNER_URL])
-    shop = await _start(stack, _service("shop", folder, "--records", str(_fresh_records(folder))))
-    more, model = await _model(stack, settings, folder)
-    more |= {"SHOP_URL": _url(shop), "DURABLE_AGENTS_AGENTS_PATH": str(ROOT / "agents"), "NO_PROXY": "127.0.0.1"}
-    program = worker_program({**_own_environment(), **endpoints.environment, **more}, partial(_log, folder / "worker.log"))
-    worker = await _start(stack, program)
+    _forget_records(folder)
+    stand_ins = await open_stand_ins(stack, settings, folder)
+    more = {**stand_ins.environment, "DURABLE_AGENTS_AGENTS_PATH": str(ROOT / "agents")}
+    program = worker_program({**_own_environment(), **endpoints.environment, **more}, log_to(folder / "worker.log"))
+    worker = await start_child(stack, program)
     temporal = await Client.connect(endpoints.temporal_address, namespace=NAMESPACE, data_converter=DATA_CONVERTER)
     client = AgentClient(temporal, task_queue=settings.task_queue, identity=settings.identity or None)
     connection = Connection(client, settings, endpoints.temporal_ui, endpoints.temporal_address)
@@ -99,53 +97,18 @@ async def _set_up(stack: AsyncExitStack, screen: Screen, settings: Settings, fol
             ("Temporal", endpoints.temporal_address),
             ("Web UI", endpoints.temporal_ui or "none"),
             ("database", without_password(endpoints.environment["DATABASE_URL"])),
-            ("shop", _url(shop)),
-            ("model", model),
+            ("shop", stand_ins.shop),
+            ("model", stand_ins.model),
             ("worker", f"pid {worker.pid}"),
         ]
     )
-    return Stage(screen, connection, program, worker, _url(shop))
+    return Stage(screen, connection, program, worker, stand_ins.shop)
 
 
-async def _model(stack: AsyncExitStack, settings: Settings, folder: Path) -> tuple[dict[str, str], str]:
-    """What the worker needs to reach a model, and which model it is, in words."""
-    if settings.anthropic_api_key is not None:
-        return {}, "claude-haiku-5-5 (real API)"
-    stand_in = _url(await _start(stack, _service("stand_in_model", folder)))
-    reached = {
-        "ANTHROPIC_BASE_URL": stand_in,
-        "ANTHROPIC_API_KEY": "stand-in",
-        "OPENAI_BASE_URL": f"{stand_in}/v1",
-        "OPENAI_API_KEY": "stand-in",  # also in place of a real key: no real model is asked, not even as a fallback
-    }
-    return reached, "stand-in on loopback, no real model is asked"
-
-
-def _service(name: str, folder: Path, *arguments: str) -> Program:
-    command = (sys.executable, "-m", f"starter.demo.{name}", *arguments)
-    return Program(name.replace("_", " "), command, dict(os.environ), LISTENING, partial(_log, folder / f"{name}.log"), ROOT)
-
-
-def _log(file: Path, line: str) -> None:
-    with file.open("a", encoding="utf8") as out:
-        out.write(f"{line}\n")
-
-
-async def _start(stack: AsyncExitStack, program: Program) -> Child:
-    child = await Child.start(program)
-    stack.push_async_callback(child.stop, STOP_GRACE)
-    return child
-
-
-def _url(child: Child) -> str:
-    return child.ready_line.removeprefix(LISTENING)
-
-
-def _fresh_records(folder: Path) -> Path:
+def _forget_records(folder: Path) -> None:
     """The shop begins with empty books, so that what is counted is this demo's."""
     for old in folder.glob("shop.sqlite3*"):
         old.unlink()
-    return (folder / "shop.sqlite3").resolve()
 
 
 def _own_environment() -> dict[str, str]:
@@ -186,7 +149,7 @@ class Stage:
             )
             await self.worker.kill()
             (await shop.post("/release")).raise_for_status()
-        self.worker = await _start(stack, self.program)
+        self.worker = await start_child(stack, self.program)
         self.screen.line(f"started another worker, pid {self.worker.pid}; Temporal notices the dead one within 4 s")
 
     async def account(self, result: RunResult, *, approved: bool) -> ExitCode:
