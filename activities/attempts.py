@@ -5,6 +5,7 @@ that stays `dispatched` when another attempt begins becomes `unknown`: its money
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from pydantic import TypeAdapter
 from temporalio.exceptions import ApplicationError
@@ -57,13 +58,14 @@ async def abandon_open(connection: Connection, call: ModelCallRequest, fence: in
 
 async def dispatch(
     connection: Connection, call: ModelCallRequest, attempt: int, fence: int, model: PinnedModel, hold: Micros
-) -> None:
-    """Write down that a request is about to leave, and the most it can cost."""
-    await connection.execute(
+) -> datetime:
+    """Write down that a request is about to leave, and the most it can cost; when that is, by the database's clock."""
+    dispatched_at: datetime = await connection.fetchval(
         "insert into model_attempt (tenant, run_id, call, attempt, fence, provider, model, state, hold_micros)"
-        " values ($1, $2, $3, $4, $5, $6, $7, 'dispatched', $8)",
+        " values ($1, $2, $3, $4, $5, $6, $7, 'dispatched', $8) returning dispatched_at",
         call.tenant, call.run_id, call.call, attempt, fence, model.provider, model.model, hold,
     )  # fmt: skip
+    return dispatched_at
 
 
 async def settle(

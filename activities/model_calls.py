@@ -1,17 +1,19 @@
 """How is a model called, so that a crash at any moment costs at most one answer and loses none that was recorded?
 
-Read the journal, open an attempt with its hold, send one request, record what came of it. Each step is a transaction; the
-request stands between two of them.
+Read the journal, pass the provider's gate, open an attempt with its hold, send one request, record what came of it. Each step is
+a transaction; the request stands between two of them.
 """
 
+import random
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime
 
 from pydantic import JsonValue
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities import attempts, audit, transcripts
+from activities import attempts, audit, provider_gates, transcripts
 from activities.answers import output_of, requested_calls, unusable
 from activities.heartbeat import Lease, fence, heartbeating
 from activities.postgres import Connection, Database
@@ -22,7 +24,7 @@ from activities.transcripts import CORRECTIONS, StoredMessage
 from durable_agents.domain.agents import system_prompt
 from durable_agents.domain.artifacts import preview
 from durable_agents.domain.canonical import digest, escape_text
-from durable_agents.domain.failures import Billed, Failure, FailureKind
+from durable_agents.domain.failures import Billed, Failure, FailureKind, retry_delay
 from durable_agents.domain.identifiers import Micros
 from durable_agents.domain.messages import Message, TextBlock
 from durable_agents.domain.model_calls import (
@@ -37,6 +39,7 @@ from durable_agents.domain.model_calls import (
     call_maximum,
 )
 from durable_agents.domain.prices import CallMaximum, Usage, cost
+from durable_agents.domain.provider_gates import PATIENCE, Asking, GateId, Wait, busy, out_of_patience
 
 _TEXT_PREVIEW = 300
 
@@ -46,6 +49,8 @@ class OpenAttempt:
     """A physical attempt that is written down and may leave."""
 
     number: int
+    sent_at: datetime
+    """By the database's clock."""
     hold: CallMaximum
     unknown_micros: Micros
     """Held for earlier attempts of the same call."""
@@ -57,9 +62,11 @@ class OpenAttempt:
 class ModelActivities:
     """`call_model`."""
 
-    def __init__(self, database: Database, providers: dict[Provider, ModelProvider]) -> None:
+    def __init__(self, database: Database, providers: Mapping[Provider, ModelProvider], keys: Mapping[Provider, str]) -> None:
         self._database = database
         self._providers = providers
+        self._keys = keys
+        """Fingerprints."""
 
     @activity.defn
     async def call_model(self, request: ModelCallRequest) -> ModelOutcome:
@@ -67,6 +74,8 @@ class ModelActivities:
         async with heartbeating() as lease:
             with storage_errors():
                 opened = await self._open(request)
+            if isinstance(opened, Wait):
+                raise provider_gates.look_again(opened)
             if not isinstance(opened, OpenAttempt):
                 return opened
             try:
@@ -77,7 +86,7 @@ class ModelActivities:
             with storage_errors():
                 return await self._record_answer(request, opened, answer)
 
-    async def _open(self, call: ModelCallRequest) -> OpenAttempt | ModelOutcome:
+    async def _open(self, call: ModelCallRequest) -> OpenAttempt | ModelOutcome | Wait:
         async with self._database.transaction(call.tenant) as connection:
             if (found := await attempts.recorded(connection, call)) is not None:
                 return found
@@ -89,13 +98,16 @@ class ModelActivities:
             messages = await transcripts.load(connection, call.tenant, call.run_id)
             model = run.terms.models[call.model]
             hold = call_maximum(model, call.model, await _context(connection, run, call, messages))
-            if failure := self._refusal(call, model, before, hold):
-                outcome = ModelFailure(failure=failure, unknown_micros=before.unknown_micros)
+            number = before.tries + 1
+            refused = self._refusal(call, model, before, hold) or await self._ask_gate(connection, call, model, number, hold)
+            if isinstance(refused, Wait):
+                return refused
+            if refused is not None:
+                outcome = ModelFailure(failure=refused, unknown_micros=before.unknown_micros)
                 await attempts.record(connection, call, outcome)
                 return outcome
-            number = before.tries + 1
-            await attempts.dispatch(connection, call, number, fence(), model, hold.cost_micros)
-            return OpenAttempt(number, hold, before.unknown_micros, run, model, _provider_request(run, model, messages))
+            sent_at = await attempts.dispatch(connection, call, number, fence(), model, hold.cost_micros)
+            return OpenAttempt(number, sent_at, hold, before.unknown_micros, run, model, _provider_request(run, model, messages))
 
     def _refusal(
         self, call: ModelCallRequest, model: PinnedModel, before: attempts.Attempts, hold: CallMaximum
@@ -111,6 +123,24 @@ class ModelActivities:
             message = f"another request could bring this call to {needed} µ$, {call.allowance_micros} µ$ are left"
             return Failure(kind=FailureKind.ALLOWANCE_EXCEEDED, message=message)
         return None
+
+    async def _ask_gate(
+        self, connection: Connection, call: ModelCallRequest, model: PinnedModel, number: int, hold: CallMaximum
+    ) -> Wait | Failure | None:
+        """Let through, asked to wait, or out of patience."""
+        gate = self._gate(model)
+        tokens, last_try = hold.input_tokens + hold.output_tokens, number == MAX_PHYSICAL_TRIES
+        wait = await provider_gates.ask(
+            connection, call.tenant, gate, Asking(_caller(call), tokens=tokens, last_try=last_try, timeout=model.timeout)
+        )
+        if wait is None:
+            return None
+        info = activity.info()  # both by the server's clock
+        waited = info.current_attempt_scheduled_time - info.scheduled_time
+        return busy(gate, wait, waited) if out_of_patience(wait, waited, PATIENCE) else wait
+
+    def _gate(self, model: PinnedModel) -> GateId:
+        return GateId(model.provider, model.model, self._keys[model.provider])
 
     async def _send(self, opened: OpenAttempt, lease: Lease) -> ProviderAnswer:
         lease.require()
@@ -155,6 +185,7 @@ class ModelActivities:
                 )
             await attempts.record(connection, call, outcome)
             await audit.append(connection, call.tenant, call.run_id, "model_called", _audit_body(call, opened, outcome))
+            await provider_gates.answered(connection, call.tenant, self._gate(opened.model), _caller(call), opened.sent_at)
         return outcome
 
     async def _record_failure(self, call: ModelCallRequest, opened: OpenAttempt, failed: ProviderFailure) -> ModelOutcome:
@@ -162,18 +193,27 @@ class ModelActivities:
         held = opened.hold.cost_micros if may_be_billed else Micros(0)
         unknown = Micros(opened.unknown_micros + held)
         tries_left = opened.number < MAX_PHYSICAL_TRIES
-        again = failed.failure.answer.retry_here and not failed.final and tries_left
+        has_next = call.model + 1 < len(opened.run.terms.models)
+        too_long = failed.retry_after is not None and failed.retry_after > PATIENCE and has_next
+        again = failed.failure.answer.retry_here and not failed.final and tries_left and not too_long
         async with self._database.transaction(call.tenant) as connection:
             state = "unknown" if may_be_billed else "released"
             await attempts.settle(connection, call, opened.number, state, failure=failed.failure.kind)
             outcome = ModelFailure(failure=failed.failure, unknown_micros=unknown)
             if not again:
                 await attempts.record(connection, call, outcome)
-        if again:
-            raise ApplicationError(
-                failed.failure.message, type=failed.failure.kind, next_retry_delay=_delay(failed, opened.number)
+            await provider_gates.failed(
+                connection, call.tenant, self._gate(opened.model), _caller(call), failed.failure, failed.retry_after
             )
+        if again:
+            later = retry_delay(opened.number, failed.retry_after, random.random())  # noqa: S311 - spreads load, guards nothing
+            raise ApplicationError(failed.failure.message, type=failed.failure.kind, next_retry_delay=later)
         return outcome
+
+
+def _caller(call: ModelCallRequest) -> str:
+    """Tells calls apart at the gate, where no tenant's names belong."""
+    return digest([call.tenant, call.run_id, call.call])[:16]
 
 
 def _provider_request(run: RunRecord, model: PinnedModel, messages: list[StoredMessage]) -> ProviderRequest:
@@ -205,13 +245,6 @@ async def _context(connection: Connection, run: RunRecord, call: ModelCallReques
 
 def _cost(model: PinnedModel, usage: Usage) -> Micros:
     return Micros(0) if model.price is None else cost(model.price, usage)
-
-
-def _delay(failed: ProviderFailure, attempt: int) -> timedelta | None:
-    """The provider's own wait as a minimum; without one the activity's retry policy decides."""
-    if failed.retry_after is None:
-        return None
-    return max(failed.retry_after, timedelta(seconds=attempt))
 
 
 def _audit_body(call: ModelCallRequest, opened: OpenAttempt, outcome: ModelOutcome) -> dict[str, JsonValue]:

@@ -4,6 +4,7 @@ One enum, one table. Activities classify (by type, status or code; by message te
 else); workflows look the answer up.
 """
 
+from datetime import timedelta
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -167,3 +168,17 @@ class Failure(BaseModel):
 def correction(failure: Failure) -> str:
     """What the model is told about its own failure, ready to append to the conversation; empty: it is not told."""
     return failure.answer.told_to_model.replace("{detail}", failure.message)
+
+
+FIRST_DELAY, LONGEST_BACKOFF, LONGEST_SPREAD = timedelta(seconds=1), timedelta(seconds=8), timedelta(seconds=10)
+
+
+def retry_delay(attempt: int, server_wait: timedelta | None, chance: float) -> timedelta:
+    """How long after its `attempt`-th failure (from 1) a request is tried again.
+
+    Doubled each time, not less than what the server asked for, and spread by `chance` in [0, 1): callers that failed together
+    would else come back together (Google SRE book, chapter 22).
+    """
+    backoff = min(FIRST_DELAY * (1 << min(max(attempt, 1) - 1, 10)), LONGEST_BACKOFF)
+    least = max(backoff, server_wait or backoff)
+    return least + chance * min(least / 2, LONGEST_SPREAD)

@@ -28,6 +28,8 @@ SEED = {
     "tool_dispatch": "('{t}', 'r', 1, 0, 'key', 'tool', 'read', 'd', 'dispatched', 1, 1)",
     "approval": "('{t}', 'r', 'ap', 1, 0, 'k', 'tool', 'd', 'p', '{{}}')",
     "audit_head": "('{t}', 0, 'h')",
+    "provider_limit": "('{t}', 'p', 'm')",
+    "provider_gate": "('{t}', 'p', 'm', 'key')",
     "cache_entry": "('{t}', 'k', '{{}}', now(), now())",
     "audit_entry": "('{t}', 1, 'p', 'h', 1, 'r', 'e', '{{}}')",
 }
