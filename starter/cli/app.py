@@ -8,6 +8,7 @@ import asyncio
 
 import typer
 
+from starter.cli import limit_commands
 from starter.cli.exit_codes import ExitCode
 from starter.cli.options import (
     Address,
@@ -43,6 +44,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Add --debug to any command for a traceback. Exit codes: docs/exit-codes.md.",
 )
+
+
+app.add_typer(limit_commands.app, name="limits")
 
 
 @app.callback()
