@@ -12,7 +12,6 @@ from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client
 
 from durable_agents.activity_contracts import Arrival, ArrivalQuestion
-from durable_agents.data_converter import DATA_CONVERTER
 from durable_agents.domain.approvals import ApprovalDecision
 
 SIGNAL = "submit_approval"
@@ -32,17 +31,17 @@ class ApprovalActivities:
             if event.event_type != EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED:
                 continue
             arrived = event.event_time.ToDatetime(tzinfo=UTC)
-            if arrived < question.deadline and await _carries(event, question.decision):
+            if question.asked_since <= arrived < question.deadline and _carries(event, question.decision):
                 return Arrival(at=arrived)
         return Arrival(at=None)
 
 
-async def _carries(event: HistoryEvent, wanted: ApprovalDecision) -> bool:
+def _carries(event: HistoryEvent, wanted: ApprovalDecision) -> bool:
+    """Read as the run reads it: whatever else lies in the history, in whatever encoding, is no decision."""
     attributes = event.workflow_execution_signaled_event_attributes
-    if attributes.signal_name != SIGNAL:
+    if attributes.signal_name != SIGNAL or len(attributes.input.payloads) != 1:
         return False
     try:
-        (decision,) = await DATA_CONVERTER.decode(attributes.input.payloads, [ApprovalDecision])
-    except (ValueError, RuntimeError):  # a malformed signal is no decision
+        return ApprovalDecision.read(attributes.input.payloads[0].data) == wanted
+    except ValueError:
         return False
-    return bool(decision == wanted)

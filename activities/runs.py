@@ -25,6 +25,7 @@ from durable_agents.activity_contracts import (
 )
 from durable_agents.domain.agents import Admitted, ModelEntry, PinnedAgent, ToolPlan, opening, system_prompt
 from durable_agents.domain.approvals import Consent
+from durable_agents.domain.artifacts import preview
 from durable_agents.domain.budgets import above, narrowed, stricter
 from durable_agents.domain.canonical import canonical_json
 from durable_agents.domain.failures import Failure, FailureKind
@@ -33,6 +34,8 @@ from durable_agents.domain.loops import USUAL_FROM, USUAL_OF
 from durable_agents.domain.model_calls import PinnedModel, Provider
 from durable_agents.domain.runs import RunRequest, RunResult
 
+_LONGEST_PROBLEM = 500
+"""Characters: a validator quotes the value it refuses, and the server takes no failure of megabytes."""
 _EARLIER_ANSWER = """
 select earlier.result from run this
 join message asked on asked.tenant = this.tenant and asked.run_id = this.run_id and asked.turn = 0 and asked.position = 0
@@ -107,8 +110,8 @@ class RunActivities:
                 async with self._database.transaction(ending.tenant) as connection:
                     written = await connection.fetchval(
                         "update run set status = $3, result = $4, ended_at = now()"
-                        " where tenant = $1 and run_id = $2 and ended_at is null returning 1",
-                        ending.tenant, result.run_id, result.status, result.model_dump(mode="json"),
+                        " where tenant = $1 and run_id = $2 and first_execution = $5 and ended_at is null returning 1",
+                        ending.tenant, result.run_id, result.status, result.model_dump(mode="json"), ending.first_execution,
                     )  # fmt: skip
                     if written and ending.decision is not None:
                         await _write_take_over(connection, ending, ending.decision)
@@ -159,7 +162,8 @@ def _no_price(entry: ModelEntry, agent: str) -> Failure:
 def _request_problem(asked: AdmissionRequest, agent: LoadedAgent) -> Failure | None:
     definition, request = agent.pinned.definition, asked.request
     if definition.input is not None and (problem := schema_problem(definition.input, dict(request.input))):
-        return Failure(kind=FailureKind.INVALID_INPUT, message=f"the input does not fit agent {definition.name!r}: {problem}")
+        message = f"the input does not fit agent {definition.name!r}: {preview(problem, _LONGEST_PROBLEM)}"
+        return Failure(kind=FailureKind.INVALID_INPUT, message=message)
     if request.budget is not None and asked.stands_in_for is None and (limit := above(request.budget, definition.budget)):
         asked, most = getattr(request.budget, limit.value), getattr(definition.budget, limit.value)
         remedy = f"ask for less, or raise it in {definition.name}/agent.yaml"

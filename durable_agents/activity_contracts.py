@@ -66,13 +66,15 @@ AdmissionOutcome = Annotated[Admission | Refusal, Field(discriminator="kind")]
 
 
 class ArrivalQuestion(BaseModel):
-    """Input of `find_arrival`: did this decision reach the server before the deadline?"""
+    """Input of `find_arrival`: did this decision reach the server after the question was asked, and before the deadline?"""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     run_id: RunId
     execution: str
     """Temporal's id of the execution whose history is searched."""
     decision: ApprovalDecision
+    asked_since: AwareDatetime
+    """The same words sent before were judged then, and refused."""
     deadline: AwareDatetime
 
 
@@ -89,6 +91,8 @@ class Ending(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     tenant: TenantId
     result: RunResult
+    first_execution: str
+    """Whose end this is: a double that was refused under the same key must not end the run it is a double of."""
     decision: Consent | None = None
     """Whether a human took the run over."""
 

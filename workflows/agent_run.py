@@ -4,18 +4,20 @@ Read it with `model_turn`, `tool_turn` and `human_gate`. Only this module assign
 """
 
 import asyncio
+import functools
 from collections.abc import Callable, Sequence
 from typing import Concatenate, ParamSpec, assert_never
 
 from pydantic import ValidationError
 from temporalio import workflow
+from temporalio.api.common.v1 import Payload
 from temporalio.common import RawValue
 from temporalio.exceptions import ActivityError, ApplicationError
 
 from durable_agents import search_attributes
 from durable_agents.activity_contracts import AdmissionRequest, Ending, Refusal, admit_run, finish_run
 from durable_agents.domain import budgets, endings, run_state, run_views
-from durable_agents.domain.approvals import MAX_MESSAGE_BYTES, Approval, ApprovalDecision, Consent, Standing
+from durable_agents.domain.approvals import Approval, ApprovalDecision, Consent, Standing
 from durable_agents.domain.canonical import inert
 from durable_agents.domain.failures import Failure, FailureKind
 from durable_agents.domain.identifiers import TenantId
@@ -41,6 +43,20 @@ MESSAGES_PER_EXECUTION = 1_500
 """The server takes 2,000 updates and 10,000 signals of one execution; before that the run continues as new."""
 
 
+def _with_any_input(handler: Callable[["AgentRun", RawValue], None]) -> Callable[..., None]:
+    """A signal's handler that also takes no payload, or several, as an empty one.
+
+    The server takes any number from anybody, and a handler that raises would fail every task of its run, for ever.
+    """
+
+    @functools.wraps(handler)  # the SDK reads the payload's type from the signature
+    def handle(run: "AgentRun", *payloads: object) -> None:
+        first = payloads[0] if len(payloads) == 1 else None
+        handler(run, first if isinstance(first, RawValue) else RawValue(Payload()))
+
+    return handle
+
+
 @workflow.defn(name="AgentRun")
 class AgentRun:
     """One run of an agent.
@@ -53,7 +69,10 @@ class AgentRun:
     def __init__(self, request: RunInput) -> None:
         self.request = request.asked()
         self._stands_in_for, self._depth = request.stands_in_for, request.depth
-        self.state = request.carried or RunState(started_at=workflow.info().workflow_start_time)
+        went_on = workflow.info().continued_run_id is not None
+        self._forged = request.carried is not None and not went_on
+        fresh = RunState(started_at=workflow.info().workflow_start_time)
+        self.state = request.carried if request.carried is not None and went_on else fresh
         self._decision: Consent | None = None
         self._published: tuple[RunStatus, tuple[str, ...]] | None = None
 
@@ -96,7 +115,12 @@ class AgentRun:
             workflow.logger.exception("a bug ended the run")
             result = self._failed(Failure(kind=FailureKind.INTERNAL, message=inert(f"{type(error).__name__}: {error}", 300)))
         self.apply(_ended, result)
-        ending = Ending(tenant=TenantId(self.request.tenant), result=result, decision=self._decision)
+        ending = Ending(
+            tenant=TenantId(self.request.tenant),
+            result=result,
+            first_execution=workflow.info().first_execution_run_id,
+            decision=self._decision,
+        )
         await workflow.execute_activity(finish_run, ending, **activity_options.finish_run(f"ended: {result.status}"))
         return result
 
@@ -122,6 +146,9 @@ class AgentRun:
     async def _admit(self) -> RunResult | None:
         if workflow.info().workflow_id != self.request.run_id:
             message = f"the workflow id must be {self.request.run_id}, or two runs could have one key"
+            return self._failed(Failure(kind=FailureKind.INVALID_INPUT, message=message))
+        if self._forged:
+            message = "only a run that continues as new can bring a state along"
             return self._failed(Failure(kind=FailureKind.INVALID_INPUT, message=message))
         parent = workflow.info().parent
         if self._stands_in_for is not None and (parent is None or parent.workflow_id != self._stands_in_for):
@@ -237,19 +264,15 @@ class AgentRun:
         description="Decide a pending approval: {approval_id, decision: approve|deny, by, reason}. The first valid one wins; "
         "a double changes nothing; a late or malformed one is kept among the rejected messages."
     )
+    @_with_any_input
     def submit_approval(self, payload: RawValue) -> None:
         """A human's decision, by whatever sender: never lost, never fatal."""
         self.apply(run_state.counted_message)
         data = payload.payload.data
-        excerpt = inert(data[:200].decode(errors="replace"), 200)
-        if len(data) > MAX_MESSAGE_BYTES:
-            self._reject("submit_approval", f"{len(data)} bytes are no decision", excerpt)
-            return
         try:
-            decision = ApprovalDecision.model_validate_json(data)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            self._reject("submit_approval", f"{'.'.join(map(str, first['loc'])) or 'payload'}: {first['msg']}", excerpt)
+            decision = ApprovalDecision.read(data)
+        except ValueError as error:
+            self._reject("submit_approval", str(error), inert(data[:200].decode(errors="replace"), 200))
             return
         self.apply(run_state.received, workflow.now(), "submit_approval", decision)
 
@@ -270,6 +293,7 @@ class AgentRun:
             raise ApplicationError(judgement.reason, type="decision_refused", non_retryable=True)
 
     @workflow.signal(description="Stop at the next safe point: {by, reason}. A double changes nothing.")
+    @_with_any_input
     def request_cancel(self, payload: RawValue) -> None:
         """Stop; also a malformed cancel cancels, for stopping must never fail on its wording."""
         self.apply(run_state.counted_message)

@@ -72,6 +72,7 @@ async def _arbitrate(run: RunScope, approval: Approval) -> None:
         run_id=run.request.run_id,
         execution=workflow.info().run_id,
         decision=decision,
+        asked_since=approval.asked_since,
         deadline=approval.deadline,
     )
     arrival = await workflow.execute_local_activity(find_arrival, question, **activity_options.FIND_ARRIVAL)

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from durable_agents.domain.canonical import Words, digest, visible
 from durable_agents.domain.durations import Duration
@@ -78,6 +78,11 @@ class Approval(BaseModel):
         """Who may decide now, as a person reads it."""
         return "anybody but the requester" if ANYBODY in self.approvers else ", ".join(self.approvers)
 
+    @property
+    def asked_since(self) -> datetime:
+        """When the current rung began to be asked."""
+        return self.deadline - self.ladder.rungs[self.rung].within
+
 
 class ApprovalDecision(BaseModel):
     """The payload of `submit_approval` and `decide_approval`. `digest` may be left out; if present it must be the request's."""
@@ -88,6 +93,17 @@ class ApprovalDecision(BaseModel):
     by: Person
     reason: Words = Field(default="", max_length=2000)
     digest: Digest | None = Field(default=None, max_length=64)
+
+    @classmethod
+    def read(cls, data: bytes) -> "ApprovalDecision":
+        """The payload of a signal as a decision. Raises ValueError with one line."""
+        if len(data) > MAX_MESSAGE_BYTES:
+            raise ValueError(f"{len(data)} bytes are no decision")
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'payload'}: {first['msg']}") from None
 
 
 class Consent(BaseModel):

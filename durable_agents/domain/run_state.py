@@ -264,6 +264,8 @@ def judged(state: RunState, now: datetime, decision: ApprovalDecision) -> Judgem
     approval = state.approval(decision.approval_id)
     if decision.approval_id in state.decided or decision.approval_id in state.settled:
         return Judgement(standing=Standing.REFUSED, reason="it is settled already, the first valid decision won")
+    if state.cancel is not None:
+        return Judgement(standing=Standing.REFUSED, reason="the run was cancelled before")
     if approval is None:
         return Judgement(standing=Standing.REFUSED, reason="no approval of that id is waiting here")
     return judge(approval, decision, now)
