@@ -10,7 +10,7 @@ LOCK = $(UV) pip compile pyproject.toml -q --no-config --universal --generate-ha
 	$(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test check bench lock clean
+.PHONY: help install demo dev test check bench outage lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,9 @@ check: install ## Formatting, lint, types, import contracts
 
 bench: install ## Run every benchmark and print its figures
 	@set -e; for benchmark in benchmarks/*.py; do echo "$$benchmark"; $(PY) "$$benchmark"; done
+
+outage: install ## Break a model for a minute under 200 runs and print what it saw (ARGS: --runs, --seconds)
+	@$(PY) benchmarks/outage.py $(ARGS)
 
 # The stamp is what was installed from, word for word: a changed lock, a moved checkout or another project file installs again.
 # Only a folder that is a virtual environment is ever cleared, and a linked .venv is made where the link points.
