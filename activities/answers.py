@@ -14,7 +14,7 @@ from durable_agents.domain.canonical import canonical_json, parse_json
 from durable_agents.domain.failures import Failure, FailureKind
 from durable_agents.domain.identifiers import Digest
 from durable_agents.domain.messages import Message, ToolCallBlock
-from durable_agents.domain.model_calls import RequestedCall, StopReason
+from durable_agents.domain.model_calls import MAX_CALLS_PER_ANSWER, RequestedCall, StopReason
 
 _INLINE_ARGUMENTS = 1024
 _INLINE_OUTPUT = 16 * 1024
@@ -39,7 +39,11 @@ def unusable(answer: ProviderAnswer) -> Failure | None:
         case StopReason.REFUSED:
             return Failure(kind=FailureKind.REFUSED, message="the model, or its provider's filter, refused to answer")
         case StopReason.DONE | StopReason.TOOL_CALLS | StopReason.PAUSED:
-            empty = not answer.message.text().strip() and not answer.message.tool_calls() and answer.stop is not StopReason.PAUSED
+            calls = len(answer.message.tool_calls())
+            if calls > MAX_CALLS_PER_ANSWER:
+                message = f"{calls} tool calls, {MAX_CALLS_PER_ANSWER} are the most that are made at once"
+                return Failure(kind=FailureKind.TOO_MANY_CALLS, message=message)
+            empty = not answer.message.text().strip() and not calls and answer.stop is not StopReason.PAUSED
             return Failure(kind=FailureKind.EMPTY_ANSWER, message="the answer was empty") if empty else None
 
 

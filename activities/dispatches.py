@@ -15,12 +15,14 @@ from durable_agents.domain.identifiers import Digest, EffectKey
 from durable_agents.domain.tool_calls import ConsentNeeded, ToolCallRequest, ToolSettled
 
 _SETTLED: TypeAdapter[ToolSettled] = TypeAdapter(ToolSettled)
+NEVER_SENT = "none"
+"""The effect of a call that was settled without a dispatch."""
 
 
 async def find(connection: Connection, call: ToolCallRequest) -> tuple[Dispatch, ToolSettled | None] | None:
     """The call's dispatch row, locked, and its outcome once it has one."""
     row = await connection.fetchrow(
-        "select state, arguments_digest, tries, fence, outcome from tool_dispatch"
+        "select state, effect, arguments_digest, tries, fence, outcome from tool_dispatch"
         " where tenant = $1 and run_id = $2 and turn = $3 and index = $4 for update",
         call.tenant, call.run_id, call.turn, call.index,
     )  # fmt: skip
@@ -28,16 +30,27 @@ async def find(connection: Connection, call: ToolCallRequest) -> tuple[Dispatch,
 
 
 async def begin(
-    connection: Connection, call: ToolCallRequest, *, key: EffectKey, tool: str, effect: Effect, arguments: Digest, fence: int
+    connection: Connection,
+    call: ToolCallRequest,
+    *,
+    key: EffectKey,
+    tool: str,
+    effect: Effect,
+    arguments: Digest,
+    fence: int,
+    tries: int,
 ) -> None:
-    """Write down that the effect is about to be sent by the attempt with this fence."""
+    """Write down that the effect is about to be sent by the attempt with this fence, who found so many tries before its own.
+
+    If there are more by now, whatever was decided from what was found no longer holds.
+    """
     begun = await connection.fetchval(
         "insert into tool_dispatch as d (tenant, run_id, turn, index, effect_key, tool, effect, arguments_digest, state,"
         " tries, fence) values ($1, $2, $3, $4, $5, $6, $7, $8, 'dispatched', 1, $9)"
         " on conflict (tenant, run_id, turn, index) do update set state = 'dispatched', tries = d.tries + 1, fence = $9,"
         " dispatched_at = now() where d.fence <= $9 and d.state in ('dispatched', 'not_sent')"
-        " and d.arguments_digest = excluded.arguments_digest returning 1",
-        call.tenant, call.run_id, call.turn, call.index, key, tool, effect, arguments, fence,
+        " and d.tries = $10 and d.arguments_digest = excluded.arguments_digest returning 1",
+        call.tenant, call.run_id, call.turn, call.index, key, tool, effect, arguments, fence, tries,
     )  # fmt: skip
     if not begun:
         raise stale_attempt()
@@ -63,10 +76,10 @@ async def settle(
     """Write down the one final outcome; a call that never came to a dispatch gets its row now."""
     settled = await connection.fetchval(
         "insert into tool_dispatch as d (tenant, run_id, turn, index, effect_key, tool, effect, arguments_digest, state,"
-        " tries, fence, outcome, settled_at) values ($1, $2, $3, $4, $5, $6, 'none', '', 'settled', 0, $7, $8, now())"
+        " tries, fence, outcome, settled_at) values ($1, $2, $3, $4, $5, $6, $9, '', 'settled', 0, $7, $8, now())"
         " on conflict (tenant, run_id, turn, index) do update set state = 'settled', outcome = excluded.outcome,"
         " settled_at = now() where d.fence <= $7 and d.state <> 'settled' returning 1",
-        call.tenant, call.run_id, call.turn, call.index, key, tool, fence, outcome.model_dump(mode="json"),
+        call.tenant, call.run_id, call.turn, call.index, key, tool, fence, outcome.model_dump(mode="json"), NEVER_SENT,
     )  # fmt: skip
     if not settled:
         raise stale_attempt()
@@ -110,7 +123,11 @@ async def decide_approval(connection: Connection, call: ToolCallRequest, consent
 
 def _dispatch(row: asyncpg.Record) -> Dispatch:
     return Dispatch(
-        state=DispatchState(row["state"]), arguments_digest=row["arguments_digest"], tries=row["tries"], fence=row["fence"]
+        state=DispatchState(row["state"]),
+        effect=None if row["effect"] == NEVER_SENT else Effect(row["effect"]),
+        arguments_digest=row["arguments_digest"],
+        tries=row["tries"],
+        fence=row["fence"],
     )
 
 

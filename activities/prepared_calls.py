@@ -12,10 +12,9 @@ from activities.postgres import Connection
 from activities.runs import RunRecord, load_run
 from durable_agents.domain.approvals import ApprovalKind, Ladder, approval_digest, approval_id
 from durable_agents.domain.canonical import digest, escape_json, escape_text, inert, restore_json
-from durable_agents.domain.effects import Dispatch, effect_key
+from durable_agents.domain.effects import Dispatch, DispatchState, Effect, effect_key
 from durable_agents.domain.identifiers import CallPath, Digest, EffectKey, call_path
 from durable_agents.domain.messages import Message, ToolCallBlock, ToolResultBlock
-from durable_agents.domain.model_calls import MAX_CALLS_PER_ANSWER
 from durable_agents.domain.tool_calls import ConsentNeeded, ToolCallRequest, ToolSettled, call_line, facts
 from durable_agents.domain.tools import Tool
 
@@ -44,6 +43,12 @@ class FoundCall:
     key: EffectKey
     row: Dispatch | None
     """The dispatch row as this attempt found it."""
+
+    @property
+    def in_doubt(self) -> bool:
+        """May an earlier attempt have brought about an effect, whose outcome nobody has written down?"""
+        open_states = (DispatchState.DISPATCHED, DispatchState.UNKNOWN)
+        return self.row is not None and self.row.state in open_states and self.row.effect is not Effect.READ
 
 
 @dataclass(frozen=True)
@@ -95,25 +100,24 @@ def prepare(found: FoundCall, catalog: AgentCatalog) -> PreparedCall:
     if agent is None or tool is None or found.run.agent.tool(found.block.tool) is None:
         offered = ", ".join(spec.name for spec in found.run.agent.tools) or "none"
         raise SenselessCall("unknown tool", f"There is no tool {inert(found.block.tool, 64)!r} here. The tools are: {offered}.")
-    if found.request.index >= MAX_CALLS_PER_ANSWER:
-        told = f"Too many calls in one answer; at most {MAX_CALLS_PER_ANSWER} are made. Ask again for this one."
-        raise SenselessCall("too many calls", told)
-    parsed = _parse(tool, found.block)
-    canonical = escape_json(dict(tool.canonical_arguments(parsed)))
-    assert isinstance(canonical, dict)
+    parsed, canonical = _parse(tool, found.block)
     return PreparedCall(
         **vars(found), agent=agent, tool=tool, parsed=parsed, arguments=canonical, arguments_digest=digest(canonical)
     )
 
 
-def _parse(tool: Tool, block: ToolCallBlock) -> BaseModel:
+def _parse(tool: Tool, block: ToolCallBlock) -> tuple[BaseModel, dict[str, JsonValue]]:
+    """The arguments as the tool takes them, and as consent is bound to them."""
     try:
         if block.arguments is None:
             raise ValueError(block.problem or "the arguments are not a JSON object")
         restored = restore_json(block.arguments)
-        return tool.parse(restored if isinstance(restored, dict) else None)
+        parsed = tool.parse(restored if isinstance(restored, dict) else None)
+        canonical = escape_json(tool.canonical_arguments(parsed))  # a float may be NaN: no JSON, and no number for a policy
     except ValueError as error:
         raise SenselessCall("invalid arguments", f"Invalid arguments: {error}") from None
+    assert isinstance(canonical, dict)
+    return parsed, canonical
 
 
 async def settle(

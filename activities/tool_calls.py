@@ -20,7 +20,7 @@ from activities.prepared_calls import FoundCall, PreparedCall, SenselessCall, as
 from activities.storage_errors import storage_errors
 from durable_agents.domain.approvals import ApprovalKind, Consent, approval_id
 from durable_agents.domain.artifacts import belongs_in_artifact
-from durable_agents.domain.canonical import digest, escape_text, inert
+from durable_agents.domain.canonical import digest, escape_text, inert, restore_text
 from durable_agents.domain.effects import DispatchState, Effect, NextStep, certainly_nothing_happened, next_step
 from durable_agents.domain.identifiers import Digest
 from durable_agents.domain.permissions import Call, Ruling, Verdict, decide
@@ -30,6 +30,7 @@ from durable_agents.domain.tools import ToolContext, ToolFailed, ToolUnavailable
 CONSENT_MISMATCH = "consent_mismatch"
 TOOL_UNAVAILABLE = "tool_unavailable"
 OUTCOME_OPEN = "outcome_open"
+TOOL_CHANGED = "tool_changed"
 
 
 class ToolActivities:
@@ -58,6 +59,8 @@ class ToolActivities:
             try:
                 call = prepare(found, self._catalog)
             except SenselessCall as senseless:
+                if found.in_doubt:
+                    raise _tool_changed(found) from None
                 return await settle(connection, found, "refused", senseless.told, senseless.rule, mistake=True)
             if call.row is not None and call.row.state is DispatchState.UNKNOWN:
                 return await _resolve_unknown(connection, call)
@@ -67,16 +70,14 @@ class ToolActivities:
 
     async def _act(self, call: PreparedCall, lease: Lease) -> ToolOutcome:
         """Send the effect and write down what came of it."""
+        lease.require()
         try:
-            lease.require()
             text = await _send(call)
         except ToolFailed as failed:
             return await self._settle(call, "error", f"The tool failed: {failed}")
         except ToolUnavailable as unavailable:
             await self._not_sent(call)
             raise ApplicationError(_line(unavailable), type=TOOL_UNAVAILABLE) from None
-        except ApplicationError:
-            raise
         except Exception as error:  # noqa: BLE001 - somebody else's code: whatever else it raises leaves the outcome open
             return await self._outcome_open(call, error)
         return await self._settle(call, "ok", text)
@@ -102,6 +103,12 @@ class ToolActivities:
                 return await _ask_about_outcome(connection, call)
 
 
+def _tool_changed(call: FoundCall) -> ApplicationError:
+    """Parks the call, visibly, until a worker has the tool (again) as it was: nobody else can say what became of the effect."""
+    message = f"the outcome of call {call.path} is open, and this worker cannot take it up: its {call.block.tool!r} is another"
+    return ApplicationError(inert(message, 300), type=TOOL_CHANGED)
+
+
 def _verdict(call: PreparedCall) -> Verdict:
     spec = call.tool.spec
     asked = Call(
@@ -121,12 +128,17 @@ async def _stopped_by(connection: Connection, call: PreparedCall, verdict: Verdi
         case Ruling.ALLOW:
             return None
         case Ruling.DENY:
-            return await settle(
-                connection, call, "refused", f"The policy does not allow this call: {verdict.reason}.", verdict.reason
-            )
+            return await _refuse(connection, call, f"The policy does not allow this call: {verdict.reason}.", verdict.reason)
         case Ruling.ASK:
             return await _stopped_by_human(connection, call, verdict)
     assert_never(verdict.ruling)
+
+
+async def _refuse(connection: Connection, call: PreparedCall, told: str, rule: str) -> ToolOutcome:
+    """No is the end of a call that was not made yet; where an effect is open, only its outcome is."""
+    if call.in_doubt:
+        return await _ask_about_outcome(connection, call)
+    return await settle(connection, call, "refused", told, rule)
 
 
 async def _from_cache(connection: Connection, call: PreparedCall) -> ToolOutcome | None:
@@ -134,7 +146,7 @@ async def _from_cache(connection: Connection, call: PreparedCall) -> ToolOutcome
     if call.tool.spec.cache is None or call.row is not None:
         return None
     text = await caches.get(connection, call.request.tenant, _cache_key(call))
-    return await settle(connection, call, "ok", text, "from the cache") if isinstance(text, str) else None
+    return await settle(connection, call, "ok", restore_text(text), "from the cache") if isinstance(text, str) else None
 
 
 def _cache_key(call: PreparedCall) -> Digest:
@@ -152,7 +164,7 @@ async def _stopped_by_human(connection: Connection, call: PreparedCall, verdict:
         return None
     why = f": {inert(consent.reason)}" if consent.reason else ""
     told = "Nobody approved this call in time." if consent.expired else f"A human denied this call{why}."
-    return await settle(connection, call, "refused", told, f"denied by {consent.by}")
+    return await _refuse(connection, call, told, f"denied by {consent.by}")
 
 
 async def _record_decision(connection: Connection, call: PreparedCall, consent: Consent, kind: ApprovalKind) -> None:
@@ -192,7 +204,7 @@ async def _write_intent(connection: Connection, call: PreparedCall, verdict: Ver
     request, consent = call.request, call.request.consent
     await dispatches.begin(
         connection, request, key=call.key, tool=call.block.tool, effect=call.tool.spec.effect,
-        arguments=call.arguments_digest, fence=fence(),
+        arguments=call.arguments_digest, fence=fence(), tries=0 if call.row is None else call.row.tries,
     )  # fmt: skip
     body: dict[str, JsonValue] = {
         "path": call.path,

@@ -43,6 +43,8 @@ class Dispatch(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     state: DispatchState
+    effect: Effect | None
+    """The tool's effect class when the effect was first sent; None: it never was."""
     arguments_digest: Digest
     tries: int
     fence: int
@@ -93,8 +95,16 @@ def _after_unsettled(effect: Effect, row: Dispatch) -> NextStep:
     return _after_open_dispatch(effect, row)
 
 
+_LOOSE_TO_STRICT = (Effect.READ, Effect.IDEMPOTENT, Effect.RECONCILABLE, Effect.AT_MOST_ONCE)
+
+
 def _after_open_dispatch(effect: Effect, row: Dispatch) -> NextStep:
-    """An earlier attempt sent the effect, or died just before, and left no outcome."""
+    """An earlier attempt sent the effect, or died just before, and left no outcome.
+
+    A tool that was declared anew since then promises nothing for what was sent under the old declaration.
+    """
+    if row.effect is not None and _LOOSE_TO_STRICT.index(row.effect) > _LOOSE_TO_STRICT.index(effect):
+        return NextStep.DECLARE_UNKNOWN
     match effect:
         case Effect.READ:
             return NextStep.CALL if row.tries < MAX_TRIES else NextStep.GIVE_UP

@@ -48,6 +48,7 @@ class FailureKind(StrEnum):
     TRUNCATED = "truncated"
     REFUSED = "refused"
     EMPTY_ANSWER = "empty_answer"
+    TOO_MANY_CALLS = "too_many_calls"
     OUTPUT_INVALID = "output_invalid"
     TOO_MANY_REPAIRS = "too_many_repairs"
     LOOP = "loop"
@@ -82,6 +83,7 @@ class Answer(NamedTuple):
 _TRANSIENT, _MODEL, _LOGIC, _PERMANENT = FailureClass
 _CUT_OFF = "Your last answer was cut off at its length limit and nothing of it was done. Answer shorter."
 _EMPTY = "Your last answer was empty. Answer, or call a tool."
+_TOO_MANY = "Your last answer had {detail}, and nothing of it was done. Ask again in several steps."
 _CIRCLES = "You have made the same calls with the same results several times: {detail}. Do something else, or finish."
 _UNFIT = "Your last answer does not fit the required JSON schema: {detail}. Answer with that JSON only."
 
@@ -102,6 +104,7 @@ ANSWERS: dict[FailureKind, Answer] = {
     FailureKind.TRUNCATED: Answer(_MODEL, Billed.YES, told_to_model=_CUT_OFF),
     FailureKind.REFUSED: Answer(_MODEL, Billed.YES),
     FailureKind.EMPTY_ANSWER: Answer(_MODEL, Billed.YES, told_to_model=_EMPTY),
+    FailureKind.TOO_MANY_CALLS: Answer(_MODEL, Billed.YES, told_to_model=_TOO_MANY),
     FailureKind.OUTPUT_INVALID: Answer(_MODEL, Billed.YES, told_to_model=_UNFIT),
     FailureKind.TOO_MANY_REPAIRS: Answer(_MODEL, next_model=True),
     FailureKind.LOOP: Answer(_LOGIC, told_to_model=_CIRCLES),
@@ -134,6 +137,7 @@ MEANINGS: dict[FailureKind, str] = {
     FailureKind.TRUNCATED: "The answer was cut off at its length limit; none of its tool calls was run.",
     FailureKind.REFUSED: "The model, or the provider's content filter, declined to answer.",
     FailureKind.EMPTY_ANSWER: "The model answered with neither text nor a tool call.",
+    FailureKind.TOO_MANY_CALLS: "The model asked for more tool calls at once than are made of one answer; none of them was.",
     FailureKind.OUTPUT_INVALID: "The final answer does not fit the agent's output schema.",
     FailureKind.TOO_MANY_REPAIRS: "The model was told about its own failure as often as it may be, and failed again.",
     FailureKind.LOOP: "The run goes round in circles: the same calls with the same results, again and again.",

@@ -18,7 +18,8 @@ MAX_PHYSICAL_TRIES = 3
 MAX_REPAIRS = 2
 """How often a model is told about its own failure before the next model of the chain takes over, or the run ends."""
 MAX_CALLS_PER_ANSWER = 32
-"""Tool calls of one answer that are run; the model is told about the others."""
+"""Tool calls of one answer; of an answer with more none is made, and the model is told. (The server takes 2,000 open activities
+of a run.)"""
 
 
 class StopReason(StrEnum):

@@ -44,11 +44,12 @@ async def opened(database: TestDatabase) -> AsyncIterator[Database]:
     await found.close()
 
 
-def begin(fence: int, arguments: str = ARGUMENTS) -> Step:
-    """An attempt writes down that it is about to send."""
+def begin(fence: int, arguments: str = ARGUMENTS, tries: int = 0) -> Step:
+    """An attempt that found so many tries writes down that it is about to send."""
     return lambda connection: dispatches.begin(
-        connection, CALL, key=KEY, tool="refund", effect=Effect.AT_MOST_ONCE, arguments=digest(arguments), fence=fence
-    )
+        connection, CALL, key=KEY, tool="refund", effect=Effect.AT_MOST_ONCE, arguments=digest(arguments), fence=fence,
+        tries=tries,
+    )  # fmt: skip
 
 
 def mark(state: DispatchState, fence: int) -> Step:
@@ -89,8 +90,11 @@ async def test_a_call_goes_from_dispatched_to_settled(opened: Database) -> None:
     assert await row(opened) is None
     await does(opened, begin(FIRST))
     assert await row(opened) == (
-        Dispatch(state=DispatchState.DISPATCHED, arguments_digest=digest(ARGUMENTS), tries=1, fence=FIRST), None,
-    )  # fmt: skip
+        Dispatch(
+            state=DispatchState.DISPATCHED, effect=Effect.AT_MOST_ONCE, arguments_digest=digest(ARGUMENTS), tries=1, fence=FIRST
+        ),
+        None,
+    )
     await does(opened, settle(FIRST))
     found = await row(opened)
     assert found is not None
@@ -101,16 +105,18 @@ async def test_a_settled_call_is_final(opened: Database) -> None:
     """No attempt, however new, opens it again or writes another outcome."""
     await does(opened, begin(FIRST), settle(FIRST))
     other = OK.model_copy(update={"result": "error"})
-    await refuses(opened, begin(SECOND), settle(SECOND, other), settle(FIRST, other), mark(DispatchState.UNKNOWN, SECOND))
+    await refuses(
+        opened, begin(SECOND, tries=1), settle(SECOND, other), settle(FIRST, other), mark(DispatchState.UNKNOWN, SECOND)
+    )
 
 
 async def test_a_newer_attempt_takes_the_row_over(opened: Database) -> None:
     """The older one was paused; when it comes back it can neither send again nor say what came of it."""
-    await does(opened, begin(FIRST), begin(SECOND))
+    await does(opened, begin(FIRST), begin(SECOND, tries=1))
     found = await row(opened)
     assert found is not None
     assert (found[0].tries, found[0].fence) == (2, SECOND)
-    late = (begin(FIRST), settle(FIRST), mark(DispatchState.NOT_SENT, FIRST), mark(DispatchState.UNKNOWN, FIRST))
+    late = (begin(FIRST, tries=2), settle(FIRST), mark(DispatchState.NOT_SENT, FIRST), mark(DispatchState.UNKNOWN, FIRST))
     await refuses(opened, *late)
     await does(opened, settle(SECOND))
 
@@ -118,19 +124,19 @@ async def test_a_newer_attempt_takes_the_row_over(opened: Database) -> None:
 async def test_an_attempt_that_was_declared_unknown_settles_nothing(opened: Database) -> None:
     """A human is being asked what happened. If the paused worker could still write `not sent`, the call would be made again."""
     await does(opened, begin(FIRST), mark(DispatchState.UNKNOWN, SECOND))
-    await refuses(opened, mark(DispatchState.NOT_SENT, FIRST), settle(FIRST), begin(FIRST), begin(THIRD))
+    await refuses(opened, mark(DispatchState.NOT_SENT, FIRST), settle(FIRST), begin(FIRST, tries=1), begin(THIRD, tries=1))
     await does(opened, mark(DispatchState.UNKNOWN, THIRD), settle(THIRD))
 
 
 async def test_what_is_unknown_never_becomes_not_sent(opened: Database) -> None:
     """Only an outcome ends it: the one a human found out."""
     await does(opened, begin(FIRST), mark(DispatchState.UNKNOWN, FIRST))
-    await refuses(opened, mark(DispatchState.NOT_SENT, FIRST), mark(DispatchState.NOT_SENT, THIRD), begin(THIRD))
+    await refuses(opened, mark(DispatchState.NOT_SENT, FIRST), mark(DispatchState.NOT_SENT, THIRD), begin(THIRD, tries=1))
 
 
 async def test_a_try_that_did_nothing_may_be_followed_by_another(opened: Database) -> None:
     """The tries are counted, so that they end."""
-    await does(opened, begin(FIRST), mark(DispatchState.NOT_SENT, FIRST), begin(SECOND))
+    await does(opened, begin(FIRST), mark(DispatchState.NOT_SENT, FIRST), begin(SECOND, tries=1))
     found = await row(opened)
     assert found is not None
     assert (found[0].state, found[0].tries) == (DispatchState.DISPATCHED, 2)
@@ -139,7 +145,7 @@ async def test_a_try_that_did_nothing_may_be_followed_by_another(opened: Databas
 async def test_other_arguments_never_get_the_same_row(opened: Database) -> None:
     """Same key, other arguments: the second would be sent under the consent for the first."""
     await does(opened, begin(FIRST), mark(DispatchState.NOT_SENT, FIRST))
-    await refuses(opened, begin(SECOND, "other"))
+    await refuses(opened, begin(SECOND, "other", tries=1))
 
 
 async def test_a_call_that_was_never_sent_gets_its_one_outcome(opened: Database) -> None:
@@ -152,13 +158,14 @@ async def test_a_call_that_was_never_sent_gets_its_one_outcome(opened: Database)
     assert found[1] == denied
 
 
-async def test_two_attempts_at_once_begin_one_after_the_other(opened: Database) -> None:
-    """The row is locked: whoever is second sees what the first wrote."""
-    await asyncio.gather(*(does(opened, begin(SECOND)) for _ in range(10)))
+async def test_of_attempts_that_found_no_row_at_once_one_may_send(opened: Database) -> None:
+    """Nothing was there to lock when each looked, and each decided to call: only the one that writes it down first may."""
+    begun = await asyncio.gather(*(does(opened, begin(SECOND + n)) for n in range(10)), return_exceptions=True)
+    assert [end for end in begun if end is None] == [None]
     found = await row(opened)
     assert found is not None
-    assert found[0].tries == 10
-    ends = await asyncio.gather(*(does(opened, settle(SECOND)) for _ in range(10)), return_exceptions=True)
+    assert found[0].tries == 1
+    ends = await asyncio.gather(*(does(opened, settle(THIRD)) for _ in range(10)), return_exceptions=True)
     assert [end for end in ends if end is None] == [None]
 
 

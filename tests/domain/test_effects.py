@@ -57,7 +57,7 @@ EVERY = list(itertools.product(Effect, DispatchState, range(2 * MAX_TRIES + 2), 
 def test_the_whole_table() -> None:
     """Effect class × what the row says × tries × arguments × fence: nothing is left to chance."""
     for effect, state, tries, arguments, fence in EVERY:
-        row = Dispatch(state=state, arguments_digest=arguments, tries=tries, fence=fence)
+        row = Dispatch(state=state, effect=effect, arguments_digest=arguments, tries=tries, fence=fence)
         step = next_step(effect, row, SAME, MINE)
         assert step is expected(effect, state, tries, arguments, fence), (effect, row)
     assert len(EVERY) == 4 * 4 * 10 * 2 * 3
@@ -81,7 +81,7 @@ def test_what_was_perhaps_sent_is_never_sent_blindly(
     effect: Effect, state: DispatchState, tries: int, arguments: str, fence: int
 ) -> None:
     """The one sentence the whole module exists for."""
-    row = Dispatch(state=state, arguments_digest=arguments, tries=tries, fence=fence)
+    row = Dispatch(state=state, effect=effect, arguments_digest=arguments, tries=tries, fence=fence)
     step = next_step(effect, row, SAME, MINE)
     if step is CALL:
         assert state is N or (state is D and effect in (Effect.READ, Effect.IDEMPOTENT))
@@ -96,6 +96,15 @@ def test_what_was_perhaps_sent_is_never_sent_blindly(
         assert state is N or effect is Effect.READ  # anything else may have acted; giving up would hide it
 
 
+@pytest.mark.parametrize(("sent_as", "declared_now"), list(itertools.combinations(Effect, 2)))
+def test_a_tool_declared_anew_promises_nothing_for_what_was_sent_before(sent_as: Effect, declared_now: Effect) -> None:
+    """A looser class from today on must not repeat yesterday's effect; a stricter one holds at once."""
+    looser, stricter = sorted((sent_as, declared_now), key=list(Effect).index)
+    row = Dispatch(state=D, effect=stricter, arguments_digest=SAME, tries=1, fence=EARLIER)
+    assert next_step(looser, row, SAME, MINE) is ASK
+    assert next_step(stricter, row.model_copy(update={"effect": looser}), SAME, MINE) is OPEN[stricter][0]
+
+
 def life(effect: Effect, outcomes: list[DispatchState]) -> list[NextStep]:
     """The steps of attempts that follow each other, each leaving the row in the given state."""
     row, steps = None, list[NextStep]()
@@ -105,7 +114,7 @@ def life(effect: Effect, outcomes: list[DispatchState]) -> list[NextStep]:
         if step not in (CALL, NextStep.RECONCILE):
             break
         tries = 1 if row is None else row.tries + 1
-        row = Dispatch(state=left, arguments_digest=SAME, tries=tries, fence=MINE + number)
+        row = Dispatch(state=left, effect=effect, arguments_digest=SAME, tries=tries, fence=MINE + number)
     return steps
 
 
@@ -123,7 +132,7 @@ def test_every_life_of_a_call_ends(effect: Effect, outcomes: list[DispatchState]
 
 def test_only_a_call_that_nobody_sent_is_certain_to_have_done_nothing() -> None:
     """`Unavailable this time` says nothing about the try before."""
-    row = Dispatch(state=D, arguments_digest=SAME, tries=1, fence=MINE)
+    row = Dispatch(state=D, effect=Effect.IDEMPOTENT, arguments_digest=SAME, tries=1, fence=MINE)
     assert certainly_nothing_happened(None)
     assert certainly_nothing_happened(row.model_copy(update={"state": N}))
     assert not certainly_nothing_happened(row)

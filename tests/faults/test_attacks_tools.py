@@ -1,0 +1,169 @@
+"""Can a model, a tool's author or a deployment in the middle of a call bring about a second effect, or a run that never ends?"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from temporalio.worker import Worker
+
+from activities.agents import AgentCatalog
+from durable_agents import RunStatus
+from durable_agents.domain.approvals import ApprovalKind
+from tests.support.scripts import Call, turns
+from tests.support.waiting import eventually, pending
+from tests.support.world import World
+from worker import build_worker
+
+pytestmark = pytest.mark.timeout(90)
+SEND: Call = ("send", {"text": "hello"})
+HEAD = """
+from datetime import timedelta
+from pathlib import Path
+from temporalio.exceptions import ApplicationError
+from durable_agents import Effect, ToolContext, ToolFailed, tool
+SENT = Path({sent!r})
+"""
+DOUBTFUL = '''
+@tool(effect=Effect.{effect})
+async def send(text: str) -> str:
+    """Send something, and never learn what became of it."""
+    with SENT.open("a") as book:
+        book.write(text + "\\n")
+    raise {error}
+'''
+
+
+@asynccontextmanager
+async def vandal(world: World, folder: Path, tools: str, *, listed: str = "send") -> AsyncIterator[Worker]:
+    """A worker whose one agent has these tools, as a deployment would put them there."""
+    home = folder / "vandal"
+    home.mkdir(parents=True)
+    (home / "agent.yaml").write_text(
+        "name: vandal\ndescription: d\nmodels:\n  - {provider: anthropic, model: claude-haiku-5-5, max_tokens: 20000}\n"
+        f"tools: [{listed}]\nbudget: {{cost_usd: '50.00', turns: 20}}\n"
+    )
+    (home / "policy.yaml").write_text(
+        "rules:\n  - {ask: pay, when: args.amount > 100.0, ladder: l}\n  - {allow: '*'}\nladders: {l: {rungs: [{within: 4h}]}}\n"
+    )
+    (home / "prompt.md").write_text("You are a vandal.")
+    (home / "tools.py").write_text(HEAD.format(sent=str(sent(folder))) + tools)
+    resources = replace(world.resources, catalog=AgentCatalog.load([folder]))
+    worker = build_worker(world.client.temporal, world.settings, resources, max_cached_workflows=0)
+    async with worker:
+        yield worker
+
+
+def sent(folder: Path) -> Path:
+    """Where the tools write what they have done; the same file before and after a deployment."""
+    return folder.parent / "sent.txt"
+
+
+@pytest.mark.parametrize("amount", ["NaN", "Infinity", "-inf", "1e999"])
+async def test_an_amount_that_is_no_number_is_the_models_mistake(world: World, tmp_path: Path, amount: str) -> None:
+    """Python's float takes "NaN" and NaN > 100 is false: it must neither pass the policy nor stop the run for ever."""
+    pay = '@tool(effect=Effect.IDEMPOTENT)\nasync def pay(amount: float) -> str:\n    """Pay."""\n    return "paid"\n'
+    await world.script(turns(("pay", {"amount": amount}), "done"))
+    async with vandal(world, tmp_path / "a", pay, listed="pay"):
+        run = await world.start(agent="vandal")
+        async with asyncio.timeout(15):
+            result = await run.result()
+    assert result.status is RunStatus.COMPLETED
+    (row,) = await world.rows("select outcome ->> 'result' as result, outcome ->> 'rule' as rule, tries from tool_dispatch")
+    assert tuple(row) == ("refused", "invalid arguments", 0)
+
+
+async def test_thousands_of_calls_in_one_answer_neither_wedge_the_run_nor_are_made(world: World, tmp_path: Path) -> None:
+    """The server takes 2,000 open activities of a run: an answer with more must not fail every workflow task for ever."""
+    sends: list[Call] = [("send", {"text": str(n)}) for n in range(2_200)]
+    good = '@tool(effect=Effect.READ)\nasync def send(text: str) -> str:\n    """Send."""\n    SENT.touch()\n    return text\n'
+    await world.script(
+        {
+            "steps": [{"tool_calls": [{"name": name, "arguments": given} for name, given in sends]}, {"text": "done"}],
+            "per": "global",
+        }
+    )
+    async with vandal(world, tmp_path / "a", good):
+        run = await world.start(agent="vandal")
+        async with asyncio.timeout(60):
+            result = await run.result()
+    assert result.status is RunStatus.COMPLETED
+    assert not sent(tmp_path / "a").exists()
+    await world.replay(run)
+
+
+async def test_a_tool_removed_while_its_effect_is_open_leaves_the_question_open(world: World, tmp_path: Path) -> None:
+    """A deployment between the crash and the next attempt must not turn `nobody knows` into `there is no such tool`."""
+    await world.script(turns(SEND, "done"))
+    doubtful = DOUBTFUL.format(effect="AT_MOST_ONCE", error='RuntimeError("the reply was lost")')
+    async with vandal(world, tmp_path / "a", doubtful):
+        run = await world.start(agent="vandal")
+        (approval,) = await pending(run)
+    assert approval.kind is ApprovalKind.OUTCOME
+    await run.approve(approval.id, by="ann", reason="it was sent")
+    other = '@tool(effect=Effect.READ)\nasync def other() -> str:\n    """Other."""\n    return ""\n'
+    async with vandal(world, tmp_path / "b", other, listed="other"):
+
+        async def tried() -> bool:
+            description = await world.client.temporal.get_workflow_handle(run.id).describe()
+            return any(one.last_failure.message for one in description.raw_description.pending_activities)
+
+        await eventually(tried, within=10)
+    async with vandal(world, tmp_path / "c", doubtful):
+        result = await run.result()
+    assert result.status is RunStatus.COMPLETED
+    (row,) = await world.rows("select outcome ->> 'result' as result, outcome ->> 'rule' as rule from tool_dispatch")
+    assert tuple(row) == ("ok", "resolved by ann")
+    assert sent(tmp_path / "a").read_text() == "hello\n"
+
+
+async def test_an_open_effect_keeps_the_class_it_was_sent_under(world: World, tmp_path: Path) -> None:
+    """An author who declares a tool idempotent from today on has said nothing about what was sent yesterday."""
+    await world.script(turns(SEND, "done"))
+    run = await world.start(agent="vandal")
+    hanging = (
+        '@tool(effect=Effect.AT_MOST_ONCE, timeout=timedelta(hours=1))\nasync def send(text: str) -> str:\n    """Send."""\n'
+        '    import asyncio\n    SENT.write_text(text + "\\n")\n    await asyncio.Event().wait()\n    return ""\n'
+    )
+    async with vandal(world, tmp_path / "a", hanging):
+
+        async def is_sent() -> bool:
+            return sent(tmp_path / "a").exists()
+
+        await eventually(is_sent)
+    loose = DOUBTFUL.format(effect="IDEMPOTENT", error='ToolFailed("no")')
+    async with vandal(world, tmp_path / "b", loose):
+        (approval,) = await pending(run)
+        assert approval.kind is ApprovalKind.OUTCOME
+        await run.deny(approval.id, by="ann")
+        assert (await run.result()).status is RunStatus.COMPLETED
+    assert sent(tmp_path / "a").read_text() == "hello\n"
+
+
+async def test_whatever_a_tool_raises_leaves_the_outcome_open(world: World, tmp_path: Path) -> None:
+    """Also Temporal's own error, also a final one: the message may be out, so a human is asked and the run goes on."""
+    await world.script(turns(SEND, "done"))
+    error = 'ApplicationError("no", type="consent_mismatch", non_retryable=True)'
+    async with vandal(world, tmp_path / "a", DOUBTFUL.format(effect="AT_MOST_ONCE", error=error)):
+        run = await world.start(agent="vandal")
+        (approval,) = await pending(run)
+        assert approval.kind is ApprovalKind.OUTCOME
+        await run.approve(approval.id, by="ann")
+        assert (await run.result()).status is RunStatus.COMPLETED
+    assert sent(tmp_path / "a").read_text() == "hello\n"
+
+
+async def test_a_cached_text_is_the_text_that_was_cached(world: World, tmp_path: Path) -> None:
+    """Escaping twice would show the model another text the second time."""
+    look = (
+        '@tool(effect=Effect.READ, cache=timedelta(hours=1))\nasync def look() -> str:\n    """Look."""\n    return "a\\x00b"\n'
+    )
+    await world.script(turns(("look", {}), "done"))
+    async with vandal(world, tmp_path / "a", look, listed="look"):
+        for _ in range(2):
+            await (await world.start(agent="vandal")).result()
+    texts = await world.rows("select body -> 'blocks' -> 0 ->> 'text' as text from message where turn = 1 and position = 1")
+    assert len(texts) == 2
+    assert len({row["text"] for row in texts}) == 1
