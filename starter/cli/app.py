@@ -29,6 +29,7 @@ from starter.cli.options import (
     Run,
     RunKey,
     Session,
+    StandIn,
     Status,
     Tenant,
     TenantFilter,
@@ -69,13 +70,14 @@ def dev(
     temporal_port: Port = None,
     ui_port: Port = None,
     postgres_port: Port = None,
+    stand_in: StandIn = False,
     as_json: AsJson = False,
 ) -> ExitCode:
     """Run the embedded servers and a worker until Ctrl-C."""
     from starter.cli import dev as development  # noqa: PLC0415 - import time
 
     ports = development.Ports(temporal=temporal_port, ui=ui_port, postgres=postgres_port)
-    return asyncio.run(development.dev(Session(None, as_json), ports, afresh=reset))
+    return asyncio.run(development.dev(Session(None, as_json), ports, afresh=reset, stand_in=stand_in))
 
 
 @app.command()
