@@ -64,8 +64,8 @@ def probing(caller: str = "p") -> tuple[Gate, datetime]:
 
 def test_the_breaker_opens_after_more_than_five_failures_in_a_row() -> None:
     """Three tries of one call must never open it, and a provider that is down must not be asked by every run."""
-    assert failing(Gate(), TOLERATED_FAILURES).state(NOW) is BreakerState.CLOSED
-    assert opened().state(NOW) is BreakerState.OPEN
+    assert failing(Gate(), 5).state(NOW) is BreakerState.CLOSED
+    assert failing(Gate(), 6).state(NOW) is BreakerState.OPEN
     wait = admit(opened(), FREE, NOW, asking())
     assert wait == Wait(Reason.OPEN, SECOND)
 
