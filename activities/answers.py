@@ -2,22 +2,32 @@
 
 from dataclasses import dataclass
 
-from pydantic import JsonValue
+from pydantic import BaseModel, ConfigDict, JsonValue
 
-from activities import transcripts
+from activities import caches, transcripts
 from activities.postgres import Connection
-from activities.providers.interface import ProviderAnswer
+from activities.providers.interface import ProviderAnswer, ProviderRequest
 from activities.runs import RunRecord
 from activities.schemas import schema_problem
 from durable_agents.domain.artifacts import preview
-from durable_agents.domain.canonical import canonical_json, parse_json
+from durable_agents.domain.canonical import canonical_json, digest, parse_json
+from durable_agents.domain.effects import Effect
 from durable_agents.domain.failures import Failure, FailureKind
-from durable_agents.domain.identifiers import Digest
+from durable_agents.domain.identifiers import Digest, Micros
 from durable_agents.domain.messages import Message, ToolCallBlock
-from durable_agents.domain.model_calls import MAX_CALLS_PER_ANSWER, RequestedCall, StopReason
+from durable_agents.domain.model_calls import (
+    MAX_CALLS_PER_ANSWER,
+    ModelAnswer,
+    ModelCallRequest,
+    PinnedModel,
+    RequestedCall,
+    StopReason,
+)
+from durable_agents.domain.prices import Usage
 
 _INLINE_ARGUMENTS = 1024
 _INLINE_OUTPUT = 16 * 1024
+_TEXT_PREVIEW = 300
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,94 @@ class Output:
     value: JsonValue = None
     artifact: Digest | None = None
     problem: Failure | None = None
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What an answer costs a run."""
+
+    usage: Usage
+    cost: Micros
+    unknown: Micros
+    overrun: Micros
+    cached_tokens: int | None = None
+
+
+async def write_answer(
+    connection: Connection, run: RunRecord, call: ModelCallRequest, model: PinnedModel, answer: ProviderAnswer, bill: Bill
+) -> ModelAnswer:
+    """Make a usable answer the message of its turn, in the caller's transaction."""
+    stored = await transcripts.put(connection, call.tenant, call.run_id, call.turn, 0, answer.message)
+    ended = await output_of(connection, run, answer)
+    return ModelAnswer(
+        stop=answer.stop,
+        text=preview(answer.message.text(), _TEXT_PREVIEW),
+        calls=requested_calls(answer.message),
+        usage=bill.usage,
+        cost_micros=bill.cost,
+        unknown_micros=bill.unknown,
+        overrun_micros=bill.overrun,
+        message_bytes=stored.size,
+        head=digest(answer.message.model_dump(mode="json"))[:16],
+        model=model.model,
+        output=ended.value,
+        output_artifact=ended.artifact,
+        cached_tokens=bill.cached_tokens,
+        problem=ended.problem,
+    )
+
+
+async def earlier_answer(
+    connection: Connection, run: RunRecord, call: ModelCallRequest, model: PinnedModel, request: ProviderRequest
+) -> ModelAnswer | None:
+    """The answer to exactly this request, if the model's entry allows and there is one; it costs nothing."""
+    if model.cache is None:
+        return None
+    found = await caches.get(connection, call.tenant, _cache_key(model, request))
+    if not isinstance(found, dict):
+        return None
+    kept = KeptAnswer.model_validate(found)
+    answer = ProviderAnswer(message=kept.message, stop=kept.stop, usage=None, request_id="cache", model=model.model)
+    nothing = Micros(0)
+    bill = Bill(Usage(input_tokens=0, output_tokens=0), nothing, nothing, nothing, cached_tokens=kept.counted_tokens)
+    return await write_answer(connection, run, call, model, answer, bill)
+
+
+async def keep(
+    connection: Connection,
+    run: RunRecord,
+    model: PinnedModel,
+    request: ProviderRequest,
+    answer: ProviderAnswer,
+    written: ModelAnswer,
+) -> None:
+    """Keep a good answer for the same request, unless it asks for an effect: that must be asked for anew each time."""
+    effects = {call.tool for call in answer.message.tool_calls() if not _is_read(run, call.tool)}
+    if model.cache is None or effects or written.problem is not None or answer.usage is None:
+        return
+    kept = KeptAnswer(message=answer.message, stop=answer.stop, counted_tokens=written.counted_tokens)
+    await caches.put(connection, run.tenant, _cache_key(model, request), kept.model_dump(mode="json"), model.cache)
+
+
+class KeptAnswer(BaseModel):
+    """An answer as the cache has it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    message: Message
+    stop: StopReason
+    counted_tokens: int
+
+
+def _is_read(run: RunRecord, tool: str) -> bool:
+    plan = run.terms.tools.get(tool)
+    return plan is not None and plan.effect is Effect.READ
+
+
+def _cache_key(model: PinnedModel, request: ProviderRequest) -> Digest:
+    """Everything the provider would be sent."""
+    messages: list[JsonValue] = [message.model_dump(mode="json") for message in request.messages]
+    tools: list[JsonValue] = [spec.model_dump(mode="json") for spec in request.tools]
+    return digest(["model", model.provider, model.model, request.max_tokens, request.system, tools, messages])
 
 
 def unusable(answer: ProviderAnswer) -> Failure | None:

@@ -14,7 +14,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities import attempts, audit, provider_gates, transcripts
-from activities.answers import output_of, requested_calls, unusable
+from activities.answers import Bill, earlier_answer, keep, unusable, write_answer
 from activities.heartbeat import Lease, fence, heartbeating
 from activities.postgres import Connection, Database
 from activities.providers.interface import ModelProvider, ProviderAnswer, ProviderFailure, ProviderRequest
@@ -22,7 +22,6 @@ from activities.runs import RunRecord, load_run
 from activities.storage_errors import storage_errors
 from activities.transcripts import CORRECTIONS, StoredMessage
 from durable_agents.domain.agents import system_prompt
-from durable_agents.domain.artifacts import preview
 from durable_agents.domain.canonical import digest, escape_text
 from durable_agents.domain.failures import Billed, Failure, FailureKind, retry_delay
 from durable_agents.domain.identifiers import Micros
@@ -40,8 +39,6 @@ from durable_agents.domain.model_calls import (
 )
 from durable_agents.domain.prices import CallMaximum, Usage, cost
 from durable_agents.domain.provider_gates import PATIENCE, Asking, GateId, Wait, busy, out_of_patience
-
-_TEXT_PREVIEW = 300
 
 
 @dataclass(frozen=True)
@@ -97,6 +94,10 @@ class ModelActivities:
                 await transcripts.put(connection, call.tenant, call.run_id, call.turn - 1, CORRECTIONS + call.call, correction)
             messages = await transcripts.load(connection, call.tenant, call.run_id)
             model = run.terms.models[call.model]
+            request = _provider_request(run, model, messages)
+            if (cached := await earlier_answer(connection, run, call, model, request)) is not None:
+                await attempts.record(connection, call, cached)
+                return cached
             hold = call_maximum(model, call.model, await _context(connection, run, call, messages))
             number = before.tries + 1
             refused = self._refusal(call, model, before, hold) or await self._ask_gate(connection, call, model, number, hold)
@@ -107,7 +108,7 @@ class ModelActivities:
                 await attempts.record(connection, call, outcome)
                 return outcome
             sent_at = await attempts.dispatch(connection, call, number, fence(), model, hold.cost_micros)
-            return OpenAttempt(number, sent_at, hold, before.unknown_micros, run, model, _provider_request(run, model, messages))
+            return OpenAttempt(number, sent_at, hold, before.unknown_micros, run, model, request)
 
     def _refusal(
         self, call: ModelCallRequest, model: PinnedModel, before: attempts.Attempts, hold: CallMaximum
@@ -166,23 +167,9 @@ class ModelActivities:
                     overrun_micros=overrun,
                 )
             else:
-                stored = await transcripts.put(connection, call.tenant, call.run_id, call.turn, 0, answer.message)
-                ended = await output_of(connection, opened.run, answer)
-                outcome = ModelAnswer(
-                    stop=answer.stop,
-                    text=preview(answer.message.text(), _TEXT_PREVIEW),
-                    calls=requested_calls(answer.message),
-                    usage=usage,
-                    cost_micros=charged,
-                    unknown_micros=opened.unknown_micros,
-                    overrun_micros=overrun,
-                    message_bytes=stored.size,
-                    head=digest(answer.message.model_dump(mode="json"))[:16],
-                    model=opened.model.model,
-                    output=ended.value,
-                    output_artifact=ended.artifact,
-                    problem=ended.problem,
-                )
+                bill = Bill(usage, charged, opened.unknown_micros, overrun)
+                outcome = await write_answer(connection, opened.run, call, opened.model, answer, bill)
+                await keep(connection, opened.run, opened.model, opened.request, answer, outcome)
             await attempts.record(connection, call, outcome)
             await audit.append(connection, call.tenant, call.run_id, "model_called", _audit_body(call, opened, outcome))
             await provider_gates.answered(connection, call.tenant, self._gate(opened.model), _caller(call), opened.sent_at)
@@ -238,8 +225,7 @@ async def _context(connection: Connection, run: RunRecord, call: ModelCallReques
     for stored in messages[1:]:
         size = size.plus(stored.size)
         if row is not None and (stored.turn, stored.position) == (row["turn"], 0):
-            usage = Usage.model_validate(row["outcome"]["usage"])
-            size = size.counted(row["model"], usage.input_tokens + usage.output_tokens)
+            size = size.counted(row["model"], ModelAnswer.model_validate(row["outcome"]).counted_tokens)
     return size
 
 

@@ -201,7 +201,12 @@ def _terms(asked: AdmissionRequest, agent: LoadedAgent) -> Admitted:
 def _pin(entry: ModelEntry) -> PinnedModel:
     price = entry.price.price() if entry.price is not None else price_of(entry.provider, entry.model)
     return PinnedModel(
-        provider=entry.provider, model=entry.model, max_tokens=entry.max_tokens, timeout=entry.timeout, price=price
+        provider=entry.provider,
+        model=entry.model,
+        max_tokens=entry.max_tokens,
+        timeout=entry.timeout,
+        price=price,
+        cache=entry.cache,
     )
 
 

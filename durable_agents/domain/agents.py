@@ -61,6 +61,8 @@ class ModelEntry(BaseModel):
     max_tokens: int = Field(default=4096, ge=16, le=128_000)
     timeout: Duration = Field(default=timedelta(seconds=120), gt=timedelta(0), le=timedelta(minutes=30))
     price: StatedPrice | None = None
+    cache: Duration | None = Field(default=None, gt=timedelta(0), le=timedelta(days=30))
+    """Give the same answer to exactly the same request again for so long, if it asks for no effect."""
     name: str | None = Field(default=None, pattern=NAME)
     """By what `routing:` calls it."""
 

@@ -43,6 +43,8 @@ class PinnedModel(BaseModel):
     timeout: timedelta
     price: Price | None
     """None only where the run has no money limit."""
+    cache: timedelta | None = None
+    """How long an answer to exactly the same request may be given again within the tenant; None: never."""
 
 
 class ContextSize(BaseModel):
@@ -135,8 +137,15 @@ class ModelAnswer(Compact):
     output: JsonValue = None
     """The run's output when this answer ends it and is at most 16 KiB, else see `output_artifact`."""
     output_artifact: Digest | None = None
+    cached_tokens: int | None = None
+    """Present when the answer comes from our own cache and cost nothing: what the provider counted then."""
     problem: Failure | None = None
     """The answer is recorded, but it does not do: e.g. it does not fit the output schema."""
+
+    @property
+    def counted_tokens(self) -> int:
+        """What this answer and everything before it count as input of the next call."""
+        return self.usage.input_tokens + self.usage.output_tokens if self.cached_tokens is None else self.cached_tokens
 
 
 class ModelFailure(Compact):

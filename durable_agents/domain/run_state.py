@@ -152,7 +152,6 @@ def asking(state: RunState, model: int) -> RunState:
 
 def answered(state: RunState, now: datetime, answer: ModelAnswer) -> RunState:
     """A model answered: the answer is a turn of the conversation, and money is spent."""
-    counted = answer.usage.input_tokens + answer.usage.output_tokens
     changed = state.model_copy(
         update={
             "turn": state.turn + 1,
@@ -160,12 +159,14 @@ def answered(state: RunState, now: datetime, answer: ModelAnswer) -> RunState:
             "calls": answer.calls,
             "last_tools": tuple(sorted({call.tool for call in answer.calls})),
             "last_text": answer.text or state.last_text,
-            "context": state.context.plus(answer.message_bytes).counted(state.asked_model, counted),
+            "context": state.context.plus(answer.message_bytes).counted(state.asked_model, answer.counted_tokens),
             "spend": _with_model_call(state.spend, answer).plus(turns=1),
         }
     )
     asked = ", ".join(call.tool for call in answer.calls)
-    return noted(changed, now, f"turn {changed.turn}: {answer.model} " + (f"asks for {asked}" if asked else "answers"))
+    source = " (from the cache)" if answer.cached_tokens is not None else ""
+    does = f"asks for {asked}" if asked else "answers"
+    return noted(changed, now, f"turn {changed.turn}: {answer.model}{source} {does}")
 
 
 def model_failed(state: RunState, now: datetime, outcome: ModelFailure) -> RunState:
@@ -201,6 +202,13 @@ def next_model(state: RunState, now: datetime) -> RunState:
 def lost(state: RunState, now: datetime, failure: Failure) -> RunState:
     """Nobody of the chain can go on; a human will be asked."""
     return noted(state.model_copy(update={"lost_to": failure}), now, f"the models are at their end: {failure.kind}")
+
+
+def stand_in_lost(state: RunState, now: datetime, agent: str, given: Budget | None) -> RunState:
+    """Another agent's run was ended from outside: nobody says what it has used, so all it was given stays held."""
+    held = given.cost_micros if given is not None else None
+    changed = state.model_copy(update={"spend": state.spend.plus(unknown_micros=held or 0)})
+    return noted(changed, now, f"agent {agent} was ended from outside")
 
 
 def tool_settled(state: RunState, now: datetime, call: RequestedCall, outcome: ToolSettled) -> RunState:

@@ -1,7 +1,7 @@
 """Is an answer given again only where that is right, and does it then cost nothing?"""
 
 from durable_agents import RunStatus
-from tests.support.scripts import Call, turns
+from tests.support.scripts import Call, refund, turns
 from tests.support.world import World
 
 REMEMBER: Call = ("remember_order", {"order": "A-1001"})
@@ -43,3 +43,31 @@ async def test_another_user_another_tenant_and_an_expired_answer_ask_again(world
     assert [row["tries"] for row in tries] == [1, 1, 1, 1]
     (left,) = await world.rows("select count(*) as n from cache_entry where expires_at <= now()")
     assert left["n"] == 0, "expired rows go with the next write"
+
+
+async def test_a_model_marked_cacheable_is_asked_once_for_exactly_the_same(world: World) -> None:
+    """The second run of the same input hears the same, for nothing, and its timeline says from where; another input asks."""
+    await world.script(turns(("echo", {"text": "x"}), "done"))
+    async with world.worker():
+        first = await (await world.start({"q": 1}, agent="memory")).result()
+        run = await world.start({"q": 1}, agent="memory")
+        second = await run.result()
+        assert any("from the cache" in entry.what for entry in await run.timeline())
+        other = await (await world.start({"q": 2}, agent="memory")).result()
+    assert first.output == second.output == "done"
+    assert (first.spend.cost_micros > 0, second.spend.cost_micros, other.spend.cost_micros > 0) == (True, 0, True)
+    assert len((await world.bill())["requests"]) == 4  # type: ignore[arg-type]
+    await world.replay(run)
+
+
+async def test_an_answer_that_asks_for_an_effect_is_never_given_again(world: World) -> None:
+    """A cached "refund it" would refund again what nobody asked for; and another tenant hears nothing of ours."""
+    await world.script(turns(refund("50.00"), "done"))
+    async with world.worker():
+        for tenant in ("acme", "acme", "other"):
+            await (await world.start({"q": 1}, agent="caching-clerk", tenant=tenant)).result()
+    kept = await world.rows("select tenant, count(*) as n from cache_entry group by tenant order by tenant")
+    requests = (await world.bill())["requests"]
+    assert isinstance(requests, list)
+    assert len(requests) == 6, "the first turn asked for an effect, and the second follows another answer's ids"
+    assert {row["tenant"] for row in kept} <= {"acme", "other"}
