@@ -14,6 +14,8 @@ from temporalio.exceptions import ApplicationError
 
 INTERVAL = 1.0
 """Seconds between heartbeats; the timeout is four of them (`workflows/activity_options.py`)."""
+LOST_AFTER = 3.0
+"""Seconds without a heartbeat after which an attempt counts as given up, whatever it does later: less than the timeout."""
 STALE_ATTEMPT = "stale_attempt"
 
 
@@ -22,16 +24,21 @@ class Lease:
 
     def __init__(self) -> None:
         self._renewed = time.monotonic()
+        self._lost = False
 
     def renew(self) -> None:
-        """Tell the server that this attempt lives."""
+        """Tell the server that this attempt lives. It does not bring back one that was silent for too long."""
+        self._lost = self._lost or self._silent_for() > LOST_AFTER
         activity.heartbeat()
         self._renewed = time.monotonic()
 
     def require(self) -> None:
         """Raise unless the server must still believe in this attempt."""
-        if time.monotonic() - self._renewed > 2 * INTERVAL:
+        if self._lost or self._silent_for() > 2 * INTERVAL:
             raise stale_attempt()
+
+    def _silent_for(self) -> float:
+        return time.monotonic() - self._renewed
 
 
 def stale_attempt() -> ApplicationError:

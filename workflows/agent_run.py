@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from temporalio import workflow
 from temporalio.api.common.v1 import Payload
 from temporalio.common import RawValue
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, RetryState
 
 from durable_agents import search_attributes
 from durable_agents.activity_contracts import AdmissionRequest, Ending, Refusal, admit_run, finish_run
@@ -208,20 +208,20 @@ class AgentRun:
         return self._exhausted(limit.explanation) if limit is not None else None
 
     async def _tools(self) -> RunResult | None:
-        if (limit := run_budget.before_tool_calls(self.state, workflow.now())) is not None:
-            return self._exhausted(limit.explanation)
-        end = await tool_turn(self)
-        if end.ending is not None:
-            return endings.ended(self.request.run_id, self.state, end.ending, end.explanation)
-        if not end.interrupted:
-            following = after_tool_turn(self.state)
-            self.apply(run_state.turn_over)
-            return await self._go_on(following)
-        if self.state.cancel is not None:
-            return endings.cancelled(self.request.run_id, self.state)
-        if self._must_continue_as_new:
-            await self._continue_as_new()
-        return None  # the run's time is over: the next check says which
+        """See every call of the turn to its end. One whose wait ended with the run's time goes on if that was raised since."""
+        while (limit := run_budget.before_tool_calls(self.state, workflow.now())) is None:
+            end = await tool_turn(self)
+            if end.ending is not None:
+                return endings.ended(self.request.run_id, self.state, end.ending, end.explanation)
+            if not end.interrupted:
+                following = after_tool_turn(self.state)
+                self.apply(run_state.turn_over)
+                return await self._go_on(following)
+            if self.state.cancel is not None:
+                return endings.cancelled(self.request.run_id, self.state)
+            if self._must_continue_as_new:
+                await self._continue_as_new()
+        return self._exhausted(limit.explanation)
 
     @property
     def _must_continue_as_new(self) -> bool:
@@ -237,11 +237,13 @@ class AgentRun:
         workflow.continue_as_new(RunInput(**request, carried=carried, stands_in_for=self._stands_in_for, depth=self._depth))
 
     def _after_activity_error(self, error: ActivityError) -> RunResult:
-        limit = budgets.check_time(self.state.budget, self.state.elapsed(workflow.now()))
+        elapsed, cause = self.state.elapsed(workflow.now()), error.cause
+        message = inert(f"{error.activity_type}: {cause or error}", 300)
+        limit = budgets.check_time(self.state.budget, elapsed)
+        if limit is None and error.retry_state is RetryState.TIMEOUT:  # at once, when the next try would come too late
+            limit = budgets.too_late(self.state.budget, elapsed, f"a longer wait after {message}")
         if limit is not None:
             return self._exhausted(limit.explanation)
-        cause = error.cause
-        message = inert(f"{error.activity_type}: {cause or error}", 300)
         mismatch = isinstance(cause, ApplicationError) and cause.type == FailureKind.CONSENT_MISMATCH
         return self._failed(Failure(kind=FailureKind.CONSENT_MISMATCH if mismatch else FailureKind.INTERNAL, message=message))
 

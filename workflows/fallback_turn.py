@@ -4,8 +4,11 @@ The agent's file names what to try, in order: an earlier answer, another agent, 
 result and in the timeline.
 """
 
+import contextlib
+from typing import Any
+
 from temporalio import workflow
-from temporalio.exceptions import ApplicationError, ChildWorkflowError
+from temporalio.exceptions import ApplicationError, ChildWorkflowError, WorkflowAlreadyStartedError
 
 from durable_agents import search_attributes
 from durable_agents.activity_contracts import RunReference, find_earlier_answer
@@ -25,12 +28,16 @@ from workflows.run_scope import RunScope
 async def fallback_turn(run: RunScope, failure: Failure, depth: int) -> tuple[RunResult | None, Consent | None]:
     """The end that the first fallback that works brings, and the decision of the human it asked.
 
-    No result: waiting for a human was interrupted, and the run decides what that means.
+    No result: the run is cancelled, or waiting for a human was interrupted, and the run decides what that means.
     """
     terms = run.state.admitted
     for fallback in fallbacks_for(terms.fallbacks, failure.kind) if terms is not None else ():
+        if run.state.cancel is not None:
+            return None, None
         if fallback.ladder is not None:
             return await _ask_a_human(run, failure, fallback)
+        if run.state.lost_to is not None:
+            continue  # a human is asked already: what stands before that was tried in vain
         if (result := await _without_a_human(run, failure, fallback, depth)) is not None:
             return result, None
     return endings.failed(run.request.run_id, run.state, failure), None
@@ -64,23 +71,33 @@ async def _let_another_agent(run: RunScope, failure: Failure, agent: str, depth:
         stands_in_for=request.run_id,
         depth=depth + 1,
     )
-    result = await _result_of(run, stand_in)
-    return None if result is None else endings.stood_in(request.run_id, run.state, failure, result, agent)
+    try:
+        child = await workflow.start_child_workflow(
+            "AgentRun",
+            stand_in,
+            id=stand_in.run_id,
+            result_type=RunResult,
+            static_summary=f"{stand_in.agent} stands in for {stand_in.stands_in_for}",
+            search_attributes=search_attributes.at_start(stand_in.agent, stand_in.tenant, RunStatus.STARTING),
+        )
+    except WorkflowAlreadyStartedError:  # by somebody else, who took this name
+        return None
+    result = await _result_of(run, child)
+    if result is None:
+        run.apply(run_state.stand_in_lost, workflow.now(), agent, stand_in.budget)
+        return None
+    if result.agent_version is None:  # refused at its admission: it has used nothing
+        run.apply(run_state.noted, workflow.now(), f"agent {agent} cannot stand in: {result.explanation}")
+        return None
+    return endings.stood_in(request.run_id, run.state, failure, result, agent)
 
 
-async def _result_of(run: RunScope, stand_in: RunInput) -> RunResult | None:
-    """How the child ended; None when it never came to be a run. A cancel of this run is passed on to it."""
-    child = await workflow.start_child_workflow(
-        "AgentRun",
-        stand_in,
-        id=stand_in.run_id,
-        result_type=RunResult,
-        static_summary=f"{stand_in.agent} stands in for {stand_in.stands_in_for}",
-        search_attributes=search_attributes.at_start(stand_in.agent, stand_in.tenant, RunStatus.STARTING),
-    )
+async def _result_of(run: RunScope, child: workflow.ChildWorkflowHandle[Any, Any]) -> RunResult | None:
+    """How the child ended; None when it was ended from outside. A cancel of this run is passed on to it."""
     await workflow.wait_condition(lambda: child.done() or run.state.cancel is not None)
     if not child.done():
-        await child.signal("request_cancel", run.state.cancel)
+        with contextlib.suppress(ApplicationError):  # it ended at this moment
+            await child.signal("request_cancel", run.state.cancel)
     try:
         return RunResult.model_validate(await child)
     except ChildWorkflowError as error:

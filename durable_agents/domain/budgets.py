@@ -151,6 +151,16 @@ def check_time(budget: Budget, elapsed: Elapsed) -> LimitReached | None:
     )
 
 
+def too_late(budget: Budget, elapsed: Elapsed, needed: str) -> LimitReached | None:
+    """The time limit that will be reached first, when what is needed does not fit before it; None without one."""
+    limits = ((Limit.WALL_TIME, budget.wall_time, elapsed.wall), (Limit.WORKING_TIME, budget.working_time, elapsed.working))
+    left = [(allowed - used, limit, allowed, used) for limit, allowed, used in limits if allowed is not None]
+    if not left:
+        return None
+    _, limit, allowed, used = min(left)
+    return LimitReached(limit=limit, allowed=str(allowed), used=str(used), needed=needed)
+
+
 def above(asked: Budget, ceiling: Budget) -> Limit | None:
     """The first limit in which `asked` is looser than `ceiling`; absent in `asked` means: take the ceiling's."""
     for limit in Limit:

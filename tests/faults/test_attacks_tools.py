@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
 from temporalio.worker import Worker
 
 from activities.agents import AgentCatalog
+from activities.heartbeat import Lease
 from durable_agents import RunStatus
 from durable_agents.domain.approvals import ApprovalKind
 from tests.support.scripts import Call, turns
@@ -167,3 +170,22 @@ async def test_a_cached_text_is_the_text_that_was_cached(world: World, tmp_path:
     texts = await world.rows("select body -> 'blocks' -> 0 ->> 'text' as text from message where turn = 1 and position = 1")
     assert len(texts) == 2
     assert len({row["text"] for row in texts}) == 1
+
+
+async def test_a_frozen_attempt_does_not_come_back_by_its_own_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that wakes up heartbeats first of all: the server has given it up all the same, and it must not send."""
+    now = 100.0
+    monkeypatch.setattr("activities.heartbeat.time.monotonic", lambda: now)
+
+    def wake_up_after(seconds: float) -> None:
+        nonlocal now
+        lease = Lease()
+        lease.require()
+        now += seconds
+        lease.renew()
+        lease.require()
+
+    environment = ActivityEnvironment()
+    environment.run(wake_up_after, 1.0)
+    with pytest.raises(ApplicationError, match="another attempt"):
+        environment.run(wake_up_after, 5.0)
