@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import JsonValue
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 from temporalio.worker import Worker
@@ -39,18 +40,21 @@ async def send(text: str) -> str:
 '''
 
 
+ASKS = "rules:\n  - {ask: pay, when: args.amount > 100.0, ladder: l}\n  - {allow: '*'}\nladders: {l: {rungs: [{within: 4h}]}}\n"
+
+
 @asynccontextmanager
-async def vandal(world: World, folder: Path, tools: str, *, listed: str = "send") -> AsyncIterator[Worker]:
+async def vandal(
+    world: World, folder: Path, tools: str, *, listed: str = "send", policy: str = ASKS, fallbacks: str = ""
+) -> AsyncIterator[Worker]:
     """A worker whose one agent has these tools, as a deployment would put them there."""
     home = folder / "vandal"
     home.mkdir(parents=True)
     (home / "agent.yaml").write_text(
         "name: vandal\ndescription: d\nmodels:\n  - {provider: anthropic, model: claude-haiku-5-5, max_tokens: 20000}\n"
-        f"tools: [{listed}]\nbudget: {{cost_usd: '50.00', turns: 20}}\n"
+        f"tools: [{listed}]\nbudget: {{cost_usd: '50.00', turns: 20}}\n{fallbacks}"
     )
-    (home / "policy.yaml").write_text(
-        "rules:\n  - {ask: pay, when: args.amount > 100.0, ladder: l}\n  - {allow: '*'}\nladders: {l: {rungs: [{within: 4h}]}}\n"
-    )
+    (home / "policy.yaml").write_text(policy)
     (home / "prompt.md").write_text("You are a vandal.")
     (home / "tools.py").write_text(HEAD.format(sent=str(sent(folder))) + tools)
     resources = replace(world.resources, catalog=AgentCatalog.load([folder]))
@@ -189,3 +193,86 @@ async def test_a_frozen_attempt_does_not_come_back_by_its_own_heartbeat(monkeypa
     environment.run(wake_up_after, 1.0)
     with pytest.raises(ApplicationError, match="another attempt"):
         environment.run(wake_up_after, 5.0)
+
+
+PAY = '''
+@tool(effect=Effect.{effect}{more})
+async def pay(amount: float) -> str:
+    """Pay."""
+    with SENT.open("a") as book:
+        book.write(f"{{amount}}\\n")
+    return "paid"
+'''
+
+
+async def test_a_cached_result_does_not_stand_in_for_the_consent_its_call_needs(world: World, tmp_path: Path) -> None:
+    """What a human allowed once was that one call: whoever asks again is asked about again, cache or no cache."""
+    look = PAY.format(effect="READ", more=", cache=timedelta(hours=1)")
+    await world.script(turns(("pay", {"amount": 200}), "done"))
+    async with vandal(world, tmp_path / "a", look, listed="pay"):
+        for _ in range(2):
+            run = await world.start(agent="vandal")
+            (approval,) = await pending(run)
+            await run.approve(approval.id, by="ann")
+            assert (await run.result()).status is RunStatus.COMPLETED
+    assert sent(tmp_path / "a").read_text() == "200.0\n", "the second one came from the cache, with consent"
+
+
+async def test_a_run_keeps_the_policy_and_the_tools_it_was_admitted_with(world: World, tmp_path: Path) -> None:
+    """A deployment with a looser policy and one more tool is for runs to come: this one still asks, and has no such tool."""
+    more = '@tool(effect=Effect.READ)\nasync def more() -> str:\n    """More."""\n    return "more"\n'
+    pay = PAY.format(effect="IDEMPOTENT", more="")
+    both: list[Call] = [("pay", {"amount": 300}), ("more", {})]
+    await world.script(turns(("pay", {"amount": 200}), both, "done"))
+    async with vandal(world, tmp_path / "a", pay, listed="pay"):
+        run = await world.start(agent="vandal")
+        (first,) = await pending(run)
+    async with vandal(world, tmp_path / "b", pay + more, listed="pay, more", policy="rules:\n  - {allow: '*'}\n"):
+        await run.approve(first.id, by="ann")
+
+        async def asked_again() -> str | None:
+            return next((one.id for one in await run.pending_approvals() if one.id != first.id), None)
+
+        await run.deny(await eventually(asked_again), by="ann")
+        assert (await run.result()).status is RunStatus.COMPLETED
+    assert sent(tmp_path / "a").read_text() == "200.0\n"
+    rows = await world.rows("select outcome ->> 'rule' as rule from tool_dispatch where turn = 2 order by index")
+    assert [row["rule"] for row in rows] == ["denied by ann", "unknown tool"]
+
+
+async def test_an_open_effect_is_not_refused_by_what_its_tool_is_called_now(world: World, tmp_path: Path) -> None:
+    """The policy denies egress, and since today the tool calls itself that: what was sent was sent, so a human is asked."""
+    await world.script(turns(SEND, "done"))
+    run = await world.start(agent="vandal")
+    policy = "rules:\n  - {deny: send, when: risk == 'egress'}\n  - {allow: '*'}\n"
+    hanging = (
+        '@tool(effect=Effect.IDEMPOTENT, timeout=timedelta(hours=1))\nasync def send(text: str) -> str:\n    """Send."""\n'
+        '    import asyncio\n    SENT.write_text(text + "\\n")\n    await asyncio.Event().wait()\n    return ""\n'
+    )
+    async with vandal(world, tmp_path / "a", hanging, policy=policy):
+
+        async def is_sent() -> bool:
+            return sent(tmp_path / "a").exists()
+
+        await eventually(is_sent)
+    renamed = (
+        '@tool(effect=Effect.IDEMPOTENT, risk="egress")\nasync def send(text: str) -> str:\n    """Send."""\n    return text\n'
+    )
+    async with vandal(world, tmp_path / "b", renamed, policy=policy):
+        (approval,) = await pending(run)
+        assert approval.kind is ApprovalKind.OUTCOME
+        await run.approve(approval.id, by="ann")
+        assert (await run.result()).status is RunStatus.COMPLETED
+
+
+async def test_an_earlier_answer_that_carried_an_effect_is_not_given_again(world: World, tmp_path: Path) -> None:
+    """`Paid` was true then; said again without paying it is a lie."""
+    ways = "fallbacks:\n  - {on: [any], earlier_answer: true}\n  - {on: [any], text: I do not know.}\n"
+    bad: JsonValue = {"status": 400, "error": {"type": "invalid_request_error"}}
+    paying: JsonValue = {"tool_calls": [{"name": "pay", "arguments": {"amount": 5}}]}
+    await world.script({"steps": [paying, {"text": "Paid."}, bad], "per": "global"})
+    async with vandal(world, tmp_path / "a", PAY.format(effect="IDEMPOTENT", more=""), listed="pay", fallbacks=ways):
+        first = await (await world.start(agent="vandal")).result()
+        second = await (await world.start(agent="vandal")).result()
+    assert (first.status, first.output) == (RunStatus.COMPLETED, "Paid.")
+    assert (second.status, second.output) == (RunStatus.DEGRADED, "I do not know.")

@@ -13,6 +13,7 @@ from temporalio.api.enums.v1 import EventType
 
 from activities.agents import AgentCatalog
 from durable_agents import Budget, RunStatus
+from durable_agents.domain.run_state import MAX_DEPTH
 from tests.support.scripts import Call, refund, turns
 from tests.support.waiting import eventually, pending
 from tests.support.world import AGENTS, World
@@ -135,6 +136,49 @@ async def test_a_human_who_is_asked_to_take_over_stays_asked_when_the_run_contin
         assert (again.id, again.deadline) == (asked.id, asked.deadline)
         await run.approve(asked.id, by="ann")
         assert (await run.result()).status is RunStatus.HANDED_OFF
+    await world.replay(run)
+
+
+async def test_two_agents_that_stand_in_for_each_other_come_to_an_end(world: World, tmp_path: Path) -> None:
+    """A calls B calls A: four runs, and then the failure that began it."""
+    for name, other in (("ping", "pong"), ("pong", "ping")):
+        home = tmp_path / name
+        home.mkdir()
+        (home / "agent.yaml").write_text(
+            f"name: {name}\ndescription: d\nmodels: [{{provider: anthropic, model: claude-opus-5-5, max_tokens: 300}}]\n"
+            f"fallbacks: [{{on: [any], agent: {other}}}]\n"
+        )
+        (home / "policy.yaml").write_text("rules: [{allow: nothing}]\n")
+        (home / "prompt.md").write_text("You are one of two.")
+    await world.script({"steps": [BAD], "per": "turn"})
+    resources = replace(world.resources, catalog=AgentCatalog.load([tmp_path]))
+    async with build_worker(world.client.temporal, world.settings, resources, max_cached_workflows=50):
+        result = await (await world.start(agent="ping")).result()
+    assert result.failure is not None
+    assert (result.status, result.failure.kind) == (RunStatus.FAILED, "bad_request")
+    assert len(await world.rows("select 1 from run")) == 1 + MAX_DEPTH
+
+
+async def test_a_decision_that_comes_while_the_run_is_about_to_continue_as_new_goes_along(world: World) -> None:
+    """A flood made it stop waiting, another call is still busy, and now the approval comes: it counts, so it is acted upon."""
+    both: list[Call] = [refund(), ("lookup_order", {"order": "A-1001"})]
+    await world.script(turns(both, "done"))
+    await world.fault(path="/orders/*", after_effect="hang", times=2)
+    async with world.worker(cached=50):
+        run = await world.start()
+        handle = world.client.temporal.get_workflow_handle(run.id)
+        first = (await handle.describe()).run_id
+        (approval,) = await pending(run)
+        for _ in range(16):
+            await asyncio.gather(*(handle.signal("junk", n) for n in range(100)))
+        await run.approve(approval.id, by="ann")
+        assert (await run.status()).rejected_count == 1600
+        assert (await handle.describe()).run_id == first, "the other call is still busy"
+        await world.http.post(f"{world.shop_url}/release")
+        result = await run.result()
+        assert (await handle.describe()).run_id != first
+    assert result.status is RunStatus.COMPLETED
+    assert (await world.shop_counts())["refunds"] == 1
     await world.replay(run)
 
 
