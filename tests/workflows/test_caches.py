@@ -49,11 +49,11 @@ async def test_a_model_marked_cacheable_is_asked_once_for_exactly_the_same(world
     """The second run of the same input hears the same, for nothing, and its timeline says from where; another input asks."""
     await world.script(turns(("echo", {"text": "x"}), "done"))
     async with world.worker():
-        first = await (await world.start({"q": 1}, agent="memory")).result()
-        run = await world.start({"q": 1}, agent="memory")
+        first = await (await world.start({"q": 1}, agent="cacher")).result()
+        run = await world.start({"q": 1}, agent="cacher")
         second = await run.result()
         assert any("from the cache" in entry.what for entry in await run.timeline())
-        other = await (await world.start({"q": 2}, agent="memory")).result()
+        other = await (await world.start({"q": 2}, agent="cacher")).result()
     assert first.output == second.output == "done"
     assert (first.spend.cost_micros > 0, second.spend.cost_micros, other.spend.cost_micros > 0) == (True, 0, True)
     assert len((await world.bill())["requests"]) == 4  # type: ignore[arg-type]

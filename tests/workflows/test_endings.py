@@ -43,7 +43,7 @@ async def test_temporals_own_cancel_is_the_same_cancel(world: World) -> None:
 @pytest.mark.parametrize(
     ("change", "kind", "says"),
     [
-        ({"agent": "nobody"}, "unknown_agent", "this worker has: clerk"),
+        ({"agent": "nobody"}, "unknown_agent", "this worker has: cacher, caching-clerk, clerk"),
         ({"budget": Budget(cost_usd="6.00")}, "budget_above_agent", "agent.yaml"),
         ({"agent": "strict", "input": {"order": 7}}, "invalid_input", "order"),
         ({"agent": "dreamer"}, "unknown_model", "claude-dream-9"),
