@@ -4,13 +4,11 @@ Read it with `model_turn`, `tool_turn` and `human_gate`. Only this module assign
 """
 
 import asyncio
-import functools
 from collections.abc import Callable, Sequence
 from typing import Concatenate, ParamSpec, assert_never
 
 from pydantic import ValidationError
 from temporalio import workflow
-from temporalio.api.common.v1 import Payload
 from temporalio.common import RawValue
 from temporalio.exceptions import ActivityError, ApplicationError, RetryState
 
@@ -34,6 +32,7 @@ from durable_agents.domain.runs import (
 )
 from durable_agents.domain.turns import Next, Step, after_model_call, after_tool_turn, signature
 from workflows import activity_options, run_budget
+from workflows.any_input import any_input, any_input_async, read_start
 from workflows.fallback_turn import fallback_turn
 from workflows.model_turn import model_turn
 from workflows.tool_turn import tool_turn
@@ -41,20 +40,6 @@ from workflows.tool_turn import tool_turn
 P = ParamSpec("P")
 MESSAGES_PER_EXECUTION = 1_500
 """The server takes 2,000 updates and 10,000 signals of one execution; before that the run continues as new."""
-
-
-def _with_any_input(handler: Callable[["AgentRun", RawValue], None]) -> Callable[..., None]:
-    """A signal's handler that also takes no payload, or several, as an empty one.
-
-    The server takes any number from anybody, and a handler that raises would fail every task of its run, for ever.
-    """
-
-    @functools.wraps(handler)  # the SDK reads the payload's type from the signature
-    def handle(run: "AgentRun", *payloads: object) -> None:
-        first = payloads[0] if len(payloads) == 1 else None
-        handler(run, first if isinstance(first, RawValue) else RawValue(Payload()))
-
-    return handle
 
 
 @workflow.defn(name="AgentRun")
@@ -66,7 +51,9 @@ class AgentRun:
     """
 
     @workflow.init
-    def __init__(self, request: RunInput) -> None:
+    @any_input
+    def __init__(self, payload: RawValue) -> None:
+        request, self._unreadable = read_start(payload)
         self.request = request.asked()
         self._stands_in_for, self._depth = request.stands_in_for, request.depth
         went_on = workflow.info().continued_run_id is not None
@@ -89,9 +76,12 @@ class AgentRun:
             self._publish()
 
     @workflow.run
-    async def run(self, request: RunInput) -> RunResult:
+    @any_input_async
+    async def run(self, payload: RawValue) -> RunResult:
         """Run to the one end. Temporal's own cancel is a `request_cancel`: the run stops at the next safe point."""
-        del request  # `__init__` has it
+        del payload  # `__init__` has it
+        if self._unreadable is not None:
+            raise self._unreadable
         life = asyncio.create_task(self._live())
         try:
             result = await asyncio.shield(life)
@@ -266,7 +256,7 @@ class AgentRun:
         description="Decide a pending approval: {approval_id, decision: approve|deny, by, reason}. The first valid one wins; "
         "a double changes nothing; a late or malformed one is kept among the rejected messages."
     )
-    @_with_any_input
+    @any_input
     def submit_approval(self, payload: RawValue) -> None:
         """A human's decision, by whatever sender: never lost, never fatal."""
         self.apply(run_state.counted_message)
@@ -295,7 +285,7 @@ class AgentRun:
             raise ApplicationError(judgement.reason, type="decision_refused", non_retryable=True)
 
     @workflow.signal(description="Stop at the next safe point: {by, reason}. A double changes nothing.")
-    @_with_any_input
+    @any_input
     def request_cancel(self, payload: RawValue) -> None:
         """Stop; also a malformed cancel cancels, for stopping must never fail on its wording."""
         self.apply(run_state.counted_message)

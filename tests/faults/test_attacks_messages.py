@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from temporalio.api.common.v1 import Payload
+from temporalio.client import WorkflowUpdateFailedError
 from temporalio.common import RawValue
 
 from durable_agents import Approval, RunStatus
@@ -124,3 +125,19 @@ async def test_an_approval_that_arrives_after_the_cancel_does_nothing(world: Wor
     assert result.status is RunStatus.CANCELLED
     assert (await world.shop_counts())["refund_requests"] == 0
     await world.replay(run)
+
+
+@pytest.mark.parametrize("update", ["decide_approval", "raise_budget", "no_such_update"])
+@pytest.mark.parametrize(
+    "arguments", [[], [1, 2], [None], [{"x": 1}], [unreadable()]], ids=["none", "two", "null", "x", "unreadable"]
+)
+async def test_an_update_with_any_arguments_is_refused(world: World, update: str, arguments: list[object]) -> None:
+    """It is refused without a trace, and the run goes on."""
+    await world.script(turns(refund(), "done"))
+    async with world.worker():
+        run = await world.start()
+        (approval,) = await pending(run)
+        with pytest.raises(WorkflowUpdateFailedError):
+            await world.client.temporal.get_workflow_handle(run.id).execute_update(update, args=arguments)
+        await run.deny(approval.id, by="ann")
+        assert (await run.result()).status is RunStatus.COMPLETED

@@ -1,10 +1,14 @@
 """Can a start that was never meant harm a run that is under way, or get around its own admission?"""
 
+import asyncio
 import json
+import uuid
 from datetime import UTC, datetime
 
 import pytest
 from pydantic import JsonValue
+from temporalio.api.common.v1 import Payload
+from temporalio.common import RawValue
 
 from durable_agents import RunHandle, RunStatus
 from tests.support.scripts import refund, turns
@@ -12,6 +16,7 @@ from tests.support.waiting import pending
 from tests.support.world import World
 
 pytestmark = pytest.mark.timeout(60)
+UNREADABLE = RawValue(Payload(metadata={"encoding": b"nobody/knows"}, data=b"x"))
 
 
 async def start_raw(world: World, workflow_id: str, payload: dict[str, JsonValue]) -> RunHandle:
@@ -64,4 +69,24 @@ async def test_an_input_that_does_not_fit_is_refused_in_one_short_line_however_l
         result = await (await world.start({**given, "order": ["x" * 80_000]}, agent="strict")).result()
     assert result.failure is not None
     assert result.failure.kind == "invalid_input"
+    assert len(result.explanation) < 1000
+
+
+@pytest.mark.parametrize(
+    "given",
+    [[], [{"agent": "clerk"}], [{"nonsense": 1}], ["clerk"], [None], [1, 2], [UNREADABLE]],
+    ids=["none", "incomplete", "unknown-field", "text", "null", "two", "unreadable"],
+)
+async def test_a_start_that_makes_no_sense_ends_as_failed(world: World, given: list[object]) -> None:
+    """People start workflows by hand: one that cannot be read must fail and say why, not sit there RUNNING for ever."""
+    async with world.worker():
+        handle = await world.client.temporal.start_workflow(
+            "AgentRun", args=given, id=f"run:acme:{uuid.uuid4().hex}", task_queue=world.settings.task_queue
+        )
+        async with asyncio.timeout(10):
+            result = await world.client.get(handle.id).result()
+    assert result.status is RunStatus.FAILED
+    assert result.failure is not None
+    assert result.failure.kind == "invalid_input", result
+    assert "\n" not in result.explanation
     assert len(result.explanation) < 1000
