@@ -69,7 +69,7 @@ def markdown(state: RunState) -> str:
         last = state.rejected[-1]
         parts.append(f"{state.rejected_count} rejected messages, the last: {_quoted(last.reason)}")
     lines = [f"- {entry.at.strftime('%H:%M:%S')} {_quoted(entry.what)}" for entry in state.timeline[-_SHOWN_LINES:]]
-    return "\n\n".join([*parts, "\n".join(lines)])
+    return "\n\n".join([*parts, "**What happened**", "\n".join(lines)])
 
 
 def _quoted(text: str, limit: int = 160) -> str:
