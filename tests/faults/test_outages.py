@@ -11,6 +11,7 @@ import pytest
 from pydantic import JsonValue
 
 from durable_agents import AgentClient, RunStatus
+from starter.embedded.processes import free_ports
 from starter.embedded.servers import EmbeddedServers
 from tests.support.scripts import refund, turns
 from tests.support.waiting import eventually, pending
@@ -23,7 +24,7 @@ REFUNDS = 12
 @pytest.fixture
 async def servers(tmp_path: Path) -> AsyncIterator[EmbeddedServers]:
     """Servers of this test's own, which it may kill."""
-    own = EmbeddedServers(tmp_path / "servers", headless=True)
+    own = EmbeddedServers(tmp_path / "servers", headless=True, temporal_port=free_ports(1)[0])  # the same after a restart
     yield own
     await own.stop()
 
