@@ -45,7 +45,7 @@ NOT_RUN = {
     "README.md: make demo          # a refund that waits for your consent and survives kill -9; YES=1 decides for you",
     "README.md: make install && . .venv/bin/activate",
     "README.md: python -m starter dev",
-    "README.md: curl -X POST \"$STAND_IN/script\" -d",
+    'README.md: curl -X POST "$STAND_IN/script" -d',
     "README.md: export TEMPORAL_ADDRESS=temporal.example.com:7233 TEMPORAL_NAMESPACE=agents",
     "README.md: cp deploy/.env.example deploy/.env         # and fill in what is empty",
     "web-ui.md: temporal activity pause --workflow-id run:acme:order-A-1001 --activity-id tool-2.0",
