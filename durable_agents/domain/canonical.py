@@ -125,5 +125,7 @@ def inert(text: str, limit: int = 400) -> str:
 
     What a person reads before consenting must not be able to move the cursor, hide itself, or break out of a table.
     """
-    escaped = "".join(char if visible(char) and char not in "`|<>" else f"\\u{ord(char):04x}" for char in text)
-    return escaped if len(escaped) <= limit else f"{escaped[:limit]}… ({len(escaped) - limit} more characters)"
+    head, rest = text[:limit], max(0, len(text) - limit)  # a result of 50 MB would hold its worker's event loop for ten seconds
+    escaped = "".join(char if visible(char) and char not in "`|<>" else f"\\u{ord(char):04x}" for char in head)
+    more = len(escaped) - limit + rest
+    return escaped if more <= 0 else f"{escaped[:limit]}… ({more} more characters)"

@@ -1,7 +1,9 @@
 """Is any text storable, is every value spelled in one way, and is what a person reads inert?"""
 
 import json
+import timeit
 import unicodedata
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -152,3 +154,9 @@ def test_truncation_is_marked() -> None:
     """What was cut off could be the part that matters; the reader must know there is more."""
     assert inert("x" * 500, 10) == "x" * 10 + "… (490 more characters)"
     assert inert("x" * 10, 10) == "x" * 10
+
+
+def test_a_line_of_a_huge_text_costs_no_more_than_its_beginning() -> None:
+    """A tool's result may have 50 MB; escaping all of it would stop the worker's heartbeats, and the call would be made again."""
+    small, huge = (min(timeit.repeat(partial(inert, "x" * size, 100), number=3, repeat=3)) for size in (10_000, 20_000_000))
+    assert huge < 20 * small + 0.1

@@ -1,6 +1,7 @@
 """Ways in which runs once went wrong, each as a run: do they still go right?"""
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from pydantic import JsonValue
-from temporalio.api.enums.v1 import EventType
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import EventType, ResetReapplyType
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 
 from activities.agents import AgentCatalog
 from durable_agents import Budget, RunStatus
@@ -185,3 +188,30 @@ async def test_a_decision_that_comes_while_the_run_is_about_to_continue_as_new_g
 def call(name: str, arguments: dict[str, JsonValue]) -> JsonValue:
     """A tool call of a script's step."""
     return {"name": name, "arguments": arguments}
+
+
+async def test_a_run_that_an_operator_resets_to_its_beginning_acts_and_pays_nothing_twice(world: World) -> None:
+    """A reset is how operators mend a run: what was answered, decided and done before is found again, not done again."""
+    await world.script(turns([refund(), ("tell_customer", {"order": "A-1001", "text": "hello"})], "done"))
+    async with world.worker():
+        run = await world.start()
+        (approval,) = await pending(run)
+        await run.approve(approval.id, by="ann")
+        before = await run.result()
+        bill, counts = await world.bill(), await world.shop_counts()
+        events = (await world.history(run)).events
+        done = EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
+        request = ResetWorkflowExecutionRequest(
+            namespace=world.client.temporal.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=run.id),
+            reason="again",
+            request_id=uuid.uuid4().hex,
+            workflow_task_finish_event_id=next(event.event_id for event in events if event.event_type == done),
+            reset_reapply_type=ResetReapplyType.RESET_REAPPLY_TYPE_NONE,
+        )
+        await world.client.temporal.workflow_service.reset_workflow_execution(request)
+        after = await run.result()
+    assert after == before
+    assert (await world.bill(), await world.shop_counts()) == (bill, counts)
+    assert len(await world.rows("select 1 from audit_entry where event = 'run_ended'")) == 1
+    await world.replay(run)
