@@ -13,6 +13,8 @@ from durable_agents.domain.tools import Tool
 from durable_agents.settings import environment_value
 
 CATALOG_FILE = "agent.yaml"
+_SHORTEST_SECRET = 6
+"""Characters: what is shorter guards nothing, and would be found in ordinary words."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,14 @@ class LoadedAgent:
                 raise LookupError(f"setting {name!r} of agent {self.pinned.definition.name!r}: the worker's environment lacks it")
             found[name] = resolved
         return found
+
+    def without_secrets(self, text: str) -> str:
+        """A text with each value that a setting takes from the environment replaced by the setting's name."""
+        for name, value in self.pinned.definition.settings.items():
+            secret = _resolve(value) if isinstance(value, EnvironmentValue) else None
+            if secret is not None and len(secret) >= _SHORTEST_SECRET:
+                text = text.replace(secret, f"[{name}]")
+        return text
 
 
 class AgentCatalog:

@@ -74,10 +74,10 @@ class ToolActivities:
         try:
             text = await _send(call)
         except ToolFailed as failed:
-            return await self._settle(call, "error", f"The tool failed: {failed}")
+            return await self._settle(call, "error", f"The tool failed: {_said(call, failed)}")
         except ToolUnavailable as unavailable:
             await self._not_sent(call)
-            raise ApplicationError(_line(unavailable), type=TOOL_UNAVAILABLE) from None
+            raise ApplicationError(_line(call, unavailable), type=TOOL_UNAVAILABLE) from None
         except Exception as error:  # noqa: BLE001 - somebody else's code: whatever else it raises leaves the outcome open
             return await self._outcome_open(call, error)
         return await self._settle(call, "ok", text)
@@ -97,7 +97,7 @@ class ToolActivities:
 
     async def _outcome_open(self, call: PreparedCall, error: Exception) -> ToolOutcome:
         if call.tool.spec.effect is not Effect.AT_MOST_ONCE:
-            raise ApplicationError(_line(error), type=OUTCOME_OPEN) from None
+            raise ApplicationError(_line(call, error), type=OUTCOME_OPEN) from None
         with storage_errors():
             async with self._database.transaction(call.request.tenant) as connection:
                 return await _ask_about_outcome(connection, call)
@@ -262,5 +262,10 @@ def _context(call: PreparedCall) -> ToolContext:
     )
 
 
-def _line(error: Exception) -> str:
-    return inert(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", 300)
+def _line(call: PreparedCall, error: Exception) -> str:
+    return inert(f"{type(error).__name__}: {_said(call, error).partition(chr(10))[0]}", 300)
+
+
+def _said(call: PreparedCall, error: Exception) -> str:
+    """What a tool's error says, without what came from the worker's environment: clients like to quote their URL and its key."""
+    return call.agent.without_secrets(str(error))

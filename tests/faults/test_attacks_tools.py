@@ -276,3 +276,29 @@ async def test_an_earlier_answer_that_carried_an_effect_is_not_given_again(world
         second = await (await world.start(agent="vandal")).result()
     assert (first.status, first.output) == (RunStatus.COMPLETED, "Paid.")
     assert (second.status, second.output) == (RunStatus.DEGRADED, "I do not know.")
+
+
+@pytest.mark.parametrize("error", ["ToolFailed", "ToolUnavailable", "RuntimeError"])
+async def test_a_secret_in_a_tools_error_reaches_neither_history_nor_database_nor_model(
+    world: World, tmp_path: Path, error: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """HTTP clients quote the address in their errors, and the key with it."""
+    monkeypatch.setenv("VANDAL_KEY", "canary-4711-secret")
+    leaky = (
+        "from durable_agents import ToolUnavailable\n"
+        '@tool(effect=Effect.AT_MOST_ONCE)\nasync def send(text: str, *, context: ToolContext) -> str:\n    """Send."""\n'
+        f"    raise {error}('401 for https://x.example/?key=' + context.settings['key'])\n"
+    )
+    await world.script(turns(SEND, "done"))
+    with caplog.at_level("DEBUG"):
+        async with vandal(world, tmp_path / "a", leaky, fallbacks="settings: {key: {env: VANDAL_KEY}}\n"):
+            run = await world.start(agent="vandal")
+            if error == "RuntimeError":
+                (approval,) = await pending(run)
+                await run.deny(approval.id, by="ann")
+            assert (await run.result()).status is RunStatus.COMPLETED
+    history = (await world.history(run)).to_json()
+    rows = await world.rows("select body::text as text from message union all select outcome::text from tool_dispatch")
+    assert "canary" not in history + caplog.text + "".join(row["text"] for row in rows)
+    if error == "ToolFailed":
+        assert any("?key=[key]" in row["text"] for row in rows)
