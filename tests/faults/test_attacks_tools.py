@@ -1,6 +1,7 @@
 """Can a model, a tool's author or a deployment in the middle of a call bring about a second effect, or a run that never ends?"""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,7 +17,8 @@ from activities.agents import AgentCatalog
 from activities.heartbeat import Lease
 from durable_agents import RunStatus
 from durable_agents.domain.approvals import ApprovalKind
-from tests.support.scripts import Call, turns
+from tests.support.crashers import open_crashers
+from tests.support.scripts import Call, tell, turns
 from tests.support.waiting import eventually, pending
 from tests.support.world import World
 from worker import build_worker
@@ -302,3 +304,29 @@ async def test_a_secret_in_a_tools_error_reaches_neither_history_nor_database_no
     assert "canary" not in history + caplog.text + "".join(row["text"] for row in rows)
     if error == "ToolFailed":
         assert any("?key=[key]" in row["text"] for row in rows)
+
+
+async def test_a_frozen_attempt_sends_nothing_when_it_goes_on(world: World, model_url: str) -> None:
+    """A human has found out that nothing was sent; then the frozen worker wakes up, and has all the time it wants."""
+    await world.script(turns(tell(), "done"))
+    run = await world.start()
+    async with open_crashers() as crashers:
+        frozen = await crashers.start(world, "after_tool_dispatch#1", world.settings.task_queue, model_url, "SIGSTOP")
+
+        async def is_frozen() -> bool:
+            return stopped(frozen.pid)
+
+        await eventually(is_frozen)
+        async with world.worker():
+            (approval,) = await pending(run)
+            await run.deny(approval.id, by="ann", reason="nothing was sent")
+            assert (await run.result()).status is RunStatus.COMPLETED
+        frozen.send(signal.SIGCONT)
+        await world.script(turns(("echo", {"text": "a"}), ("echo", {"text": "b"}), "done"))
+        assert (await (await world.start()).result()).status is RunStatus.COMPLETED, "by the worker that was frozen"
+        assert (await world.shop_counts())["messages"] == 0
+
+
+def stopped(pid: int) -> bool:
+    """Is the process stopped by a signal?"""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"

@@ -1,0 +1,54 @@
+"""Can an attempt that was overtaken change what is held, or what was paid?"""
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+from temporalio.exceptions import ApplicationError
+
+from activities import attempts
+from activities.heartbeat import STALE_ATTEMPT
+from activities.postgres import Database
+from durable_agents.domain.identifiers import Micros, RunId, TenantId
+from durable_agents.domain.model_calls import ModelCallRequest, PinnedModel
+from tests.support.world import TestDatabase
+
+ACME, RUN = TenantId("acme"), RunId("run:acme:k")
+CALL = ModelCallRequest(tenant=ACME, run_id=RUN, call=1, turn=1, model=0, allowance_micros=None)
+MODEL = PinnedModel(provider="anthropic", model="m", max_tokens=10, timeout=timedelta(seconds=1), price=None)
+FIRST, SECOND, HOLD = 1000, 2000, Micros(70)
+
+
+@pytest.fixture
+async def opened(database: TestDatabase) -> AsyncIterator[Database]:
+    """A database with one admitted run."""
+    found = await Database.open(database.app)
+    async with found.transaction(ACME) as connection:
+        await connection.execute(
+            "insert into run (tenant, run_id, first_execution, request_digest, agent, agent_version, user_id, terms)"
+            " values ($1, $2, 'first', 'd', 'a', 'v', 'u', '{}')", ACME, RUN,
+        )  # fmt: skip
+    yield found
+    await found.close()
+
+
+async def test_an_overtaken_attempt_neither_settles_nor_opens_another(opened: Database) -> None:
+    """Its request may have been billed and another one is on its way: what is held for it stays held."""
+    async with opened.transaction(ACME) as connection:
+        await attempts.dispatch(connection, CALL, 1, FIRST, MODEL, HOLD)
+    async with opened.transaction(ACME) as connection:
+        before = await attempts.abandon_open(connection, CALL, SECOND)
+        assert (before.tries, before.unknown_micros) == (1, HOLD)
+        await attempts.dispatch(connection, CALL, 2, SECOND, MODEL, HOLD)
+    for state in ("settled", "released", "unknown"):
+        with pytest.raises(ApplicationError) as refused:
+            async with opened.transaction(ACME) as connection:
+                await attempts.settle(connection, CALL, 1, state, cost=0)
+        assert refused.value.type == STALE_ATTEMPT
+    with pytest.raises(ApplicationError) as refused:
+        async with opened.transaction(ACME) as connection:
+            await attempts.abandon_open(connection, CALL, FIRST)
+    assert refused.value.type == STALE_ATTEMPT
+    async with opened.transaction(ACME) as connection:
+        rows = await connection.fetch("select state, hold_micros, cost_micros from model_attempt order by attempt")
+    assert [tuple(row) for row in rows] == [("unknown", HOLD, 0), ("dispatched", HOLD, 0)]
