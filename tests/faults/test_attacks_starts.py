@@ -90,19 +90,3 @@ async def test_a_start_that_makes_no_sense_ends_as_failed(world: World, given: l
     assert result.failure.kind == "invalid_input", result
     assert "\n" not in result.explanation
     assert len(result.explanation) < 1000
-
-
-async def test_a_key_that_temporal_has_forgotten_is_still_used_up(world: World) -> None:
-    """After its retention the server lets the id begin again; the database remembers, so nothing is done or paid twice."""
-    await world.script(turns(refund("50.00"), "done"))
-    async with world.worker():
-        first = await (await world.start(key="k")).result()
-        payload: dict[str, JsonValue] = {"agent": "clerk", "user": "requester", "tenant": "acme", "idempotency_key": "k"}
-        again = await (await start_raw(world, first.run_id, payload)).result()
-    assert first.status is RunStatus.COMPLETED
-    assert again.failure is not None
-    assert again.failure.kind == "key_reused"
-    assert (await world.shop_counts())["refunds"] == 1
-    assert len((await world.bill())["requests"]) == 2  # type: ignore[arg-type]
-    (row,) = await world.rows("select status from run")
-    assert row["status"] == "completed"
