@@ -10,7 +10,7 @@ from activities import attempts
 from activities.heartbeat import STALE_ATTEMPT
 from activities.postgres import Database
 from durable_agents.domain.identifiers import Micros, RunId, TenantId
-from durable_agents.domain.model_calls import ModelCallRequest, PinnedModel
+from durable_agents.domain.model_calls import ContextSize, ModelCallRequest, PinnedModel
 from tests.support.world import TestDatabase
 
 ACME, RUN = TenantId("acme"), RunId("run:acme:k")
@@ -52,3 +52,12 @@ async def test_an_overtaken_attempt_neither_settles_nor_opens_another(opened: Da
     async with opened.transaction(ACME) as connection:
         rows = await connection.fetch("select state, hold_micros, cost_micros from model_attempt order by attempt")
     assert [tuple(row) for row in rows] == [("unknown", HOLD, 0), ("dispatched", HOLD, 0)]
+
+
+def test_what_one_model_counted_bounds_nothing_for_another() -> None:
+    """Tokens are a model's own: after a switch only the bytes are certain, and a hold below them is no ceiling."""
+    size = ContextSize().plus(1000).counted(0, 50)
+    assert size.bound(0) < 1000 <= size.bound(1)
+    again = size.plus(10).counted(1, 2000)
+    assert again.bound(1) >= 2000
+    assert 1010 <= again.bound(0) < 2000 + 1010
