@@ -8,7 +8,7 @@ import asyncio
 
 import typer
 
-from starter.cli import limit_commands
+from starter.cli import limit_commands, spend_commands
 from starter.cli.exit_codes import ExitCode
 from starter.cli.options import (
     Address,
@@ -48,6 +48,7 @@ app = typer.Typer(
 
 
 app.add_typer(limit_commands.app, name="limits")
+app.add_typer(spend_commands.app, name="spend")
 
 
 @app.callback()

@@ -1,12 +1,14 @@
 """What did the person type: which input, which limits?"""
 
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from durable_agents.domain.budgets import Budget, Limit
 from durable_agents.domain.canonical import parse_json
+from durable_agents.domain.durations import read_duration
 from durable_agents.domain.identifiers import Name
 from durable_agents.domain.tools import describe_errors
 from starter.cli.exit_codes import CliError
@@ -90,3 +92,20 @@ def read_name(value: str, what: str) -> str:
         return TypeAdapter(Name).validate_python(value)
     except ValidationError:
         raise CliError(f"{value!r} is no name of {what}: use letters, digits and . _ -, at most 64") from None
+
+
+def read_moment(text: str | None, option: str, now: datetime) -> datetime | None:
+    """A date, a date with a time, or a length of time ago, in UTC unless it says otherwise; None when nothing was written.
+
+    Raises:
+        CliError: it is none of these, or before all calendars.
+    """
+    if text is None:
+        return None
+    try:
+        ago = read_duration(text)
+        moment = now - ago if isinstance(ago, timedelta) else datetime.fromisoformat(text)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        wanted = "a date like 2026-11-20, a time like 2026-11-20T15:00, or how long ago, like 24h or 7d"
+        raise CliError(f"{option} {text[:40]!r} is no moment: give {wanted}") from None
