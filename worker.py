@@ -1,6 +1,6 @@
 """How is a worker put together? `python worker.py` runs one until SIGTERM or Ctrl-C.
 
-The composition root: settings → resources → activities → sandbox → Worker. Nobody imports it but tests.
+The composition root: settings → resources → activities → sandbox → Workers. Nobody imports it but tests.
 """
 
 import asyncio
@@ -9,10 +9,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from types import TracebackType
+from typing import Any
 
 from pydantic import SecretStr
 from temporalio.client import Client
@@ -33,6 +35,7 @@ from activities.tool_calls import ToolActivities
 from durable_agents.client import AgentClient
 from durable_agents.domain.model_calls import Provider
 from durable_agents.domain.provider_gates import fingerprint
+from durable_agents.domain.task_queues import PROVIDERS, provider_queue
 from durable_agents.errors import NotReachable
 from durable_agents.settings import Settings, SettingsError, read_settings
 from workflows.agent_run import AgentRun
@@ -100,33 +103,100 @@ def key_fingerprints(settings: Settings) -> dict[Provider, str]:
     return {provider: fingerprint(key.get_secret_value()) for provider, key in keys.items() if key is not None}
 
 
-def build_worker(temporal: Client, settings: Settings, resources: Resources, *, max_cached_workflows: int = 1000) -> Worker:
-    """A worker with every workflow and activity of this project."""
+class Workers:
+    """What one process polls: the main queue, and one queue for the model calls of each provider. Used like a single `Worker`."""
+
+    def __init__(self, main: Worker, providers: Sequence[Worker]) -> None:
+        self.main = main
+        self._all = (main, *providers)
+        self._running: asyncio.Task[None] | None = None
+        self._leaving = False
+
+    async def run(self) -> None:
+        """Poll until `shutdown`. An error that ends one of them stops all of them, and comes out of here."""
+        runs = [asyncio.create_task(worker.run()) for worker in self._all]
+        try:
+            await asyncio.wait(runs, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            await self.shutdown()
+            ended = await asyncio.gather(*runs, return_exceptions=True)
+        for error in ended:
+            if error is not None:
+                raise error
+
+    async def shutdown(self) -> None:
+        """Take no more work, let running activities finish side by side, and wait until all have stopped."""
+        await asyncio.gather(*(worker.shutdown() for worker in self._all))
+
+    async def __aenter__(self) -> "Workers":
+        """Start polling. An error that ends a worker cancels the caller's block and takes the place of that cancellation."""
+        caller = asyncio.current_task()
+        assert caller is not None
+
+        def ended(run: asyncio.Task[None]) -> None:
+            if not self._leaving and not run.cancelled() and run.exception() is not None:
+                caller.cancel()
+
+        self._running = asyncio.create_task(self.run())
+        self._running.add_done_callback(ended)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Stop, and wait until all have stopped."""
+        assert self._running is not None
+        self._leaving = True
+        await self.shutdown()
+        await asyncio.wait([self._running])
+        failure = None if self._running.cancelled() else self._running.exception()
+        if failure is not None and (kind is None or issubclass(kind, asyncio.CancelledError)):
+            raise failure
+
+
+def build_worker(temporal: Client, settings: Settings, resources: Resources, *, max_cached_workflows: int = 1000) -> Workers:
+    """Workers with every workflow and activity of this project.
+
+    Each provider's queue is polled also without a key for it: its calls then end as `no_key`, where a queue that nobody polls
+    would let them wait for ever. Model calls that were scheduled on the main queue, before there were others, are still made.
+    """
     runs = RunActivities(resources.database, resources.catalog, resources.providers)
     models = ModelActivities(resources.database, resources.providers, key_fingerprints(settings))
     tools = ToolActivities(resources.database, resources.catalog)
     approvals = ApprovalActivities(temporal)
-    return Worker(
+    everything: list[Callable[..., Any]] = [
+        runs.admit_run,
+        models.call_model,
+        tools.run_tool,
+        approvals.find_arrival,
+        runs.find_earlier_answer,
+        runs.finish_run,
+    ]
+    build = WorkerDeploymentConfig(
+        version=WorkerDeploymentVersion("durable-agents", settings.build_id), use_worker_versioning=False
+    )
+    main = Worker(
         temporal,
         task_queue=settings.task_queue,
         workflows=WORKFLOWS,
-        activities=[
-            runs.admit_run,
-            models.call_model,
-            tools.run_tool,
-            approvals.find_arrival,
-            runs.find_earlier_answer,
-            runs.finish_run,
-        ],
+        activities=everything,
         workflow_runner=sandbox(),
         max_cached_workflows=max_cached_workflows,
         max_concurrent_activities=settings.worker_concurrency,
         sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
         graceful_shutdown_timeout=settings.graceful_shutdown,
-        deployment_config=WorkerDeploymentConfig(
-            version=WorkerDeploymentVersion("durable-agents", settings.build_id), use_worker_versioning=False
-        ),
+        deployment_config=build,
     )
+    providers = [
+        Worker(
+            temporal,
+            task_queue=provider_queue(settings.task_queue, provider),
+            activities=[models.call_model],
+            max_concurrent_activities=settings.worker_concurrency,
+            graceful_shutdown_timeout=settings.graceful_shutdown,
+            deployment_config=build,
+        )
+        for provider in PROVIDERS
+    ]
+    return Workers(main, providers)
 
 
 async def run_worker(settings: Settings, stop: asyncio.Event) -> None:

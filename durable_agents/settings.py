@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     graceful_shutdown: Duration = timedelta(seconds=180)
     """How long a stopping worker lets running activities finish; longer than the longest call."""
     worker_concurrency: int = Field(default=100, gt=0, le=2000)
-    """Activities a worker runs at once."""
+    """Activities a worker runs at once on each of its task queues: the main one, and one for each provider's model calls."""
     log_level: str = "INFO"
     build_id: str = Field(default="dev", min_length=1, max_length=64)
     """Which build of the code a worker runs; the Web UI shows it at every step the worker made."""

@@ -26,9 +26,12 @@ UNKNOWN_TOOL = ToolPlan(effect=Effect.READ, timeout=timedelta(seconds=1))
 FIND_ARRIVAL = LocalActivityConfig(start_to_close_timeout=timedelta(seconds=10), retry_policy=_PATIENT)
 
 
-def model_call(model: PinnedModel, time_left: timedelta | None, *, activity_id: str, summary: str) -> ActivityConfig:
+def model_call(
+    model: PinnedModel, time_left: timedelta | None, *, task_queue: str, activity_id: str, summary: str
+) -> ActivityConfig:
     """Options of `call_model`: one attempt takes at most the model's own timeout; all of them end with the run's time."""
     config = ActivityConfig(
+        task_queue=task_queue,
         start_to_close_timeout=model.timeout + STORAGE_TIME,
         heartbeat_timeout=HEARTBEAT_TIMEOUT,
         retry_policy=_PROVIDER,

@@ -7,6 +7,7 @@ from durable_agents.domain import run_state
 from durable_agents.domain.budgets import allowance
 from durable_agents.domain.identifiers import TenantId
 from durable_agents.domain.model_calls import ModelCallRequest, ModelOutcome
+from durable_agents.domain.task_queues import provider_queue
 from workflows import activity_options
 from workflows.run_budget import time_left
 from workflows.run_scope import RunScope
@@ -34,6 +35,7 @@ async def model_turn(run: RunScope) -> ModelOutcome:
         **activity_options.model_call(
             model,
             time_left(state, workflow.now()),
+            task_queue=provider_queue(workflow.info().task_queue, model.provider),
             activity_id=f"model-{request.call}",
             summary=f"{model.model} · turn {request.turn}" + (" · told about its mistake" if request.correction else ""),
         ),

@@ -1,8 +1,8 @@
 """Does the worker of this container do its work?
 
 `python -m starter.production.worker_health`, the image's health check: asks Temporal whether a process of this host polled both
-sides of the task queue lately. That a process exists says little: a worker that lost the server, or hangs, polls no more. Exit
-code 0: it polls; 1: it does not, with the reason.
+sides of the task queue, and the providers' queues, lately. That a process exists says little: a worker that lost the server, or
+hangs, polls no more. Exit code 0: it polls; 1: it does not, with the reason.
 """
 
 import asyncio
@@ -18,27 +18,29 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from durable_agents import AgentClient
+from durable_agents.domain.task_queues import PROVIDERS, provider_queue
 from durable_agents.errors import NotReachable
 from durable_agents.settings import SettingsError, read_settings
 
 RECENT = timedelta(seconds=150)
 """A poll is held open for 60 s and noted when it begins; two of them, and time for one that was lost."""
-SIDES = {
-    "workflows": TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
-    "activities": TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
-}
+
+
+def sides(task_queue: str) -> dict[str, tuple[str, TaskQueueType.ValueType]]:
+    """What a worker polls: its name for people, the queue, and which side of it."""
+    workflows, activities = TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY
+    calls = {f"calls of {provider}": (provider_queue(task_queue, provider), activities) for provider in PROVIDERS}
+    return {"workflows": (task_queue, workflows), "activities": (task_queue, activities), **calls}
 
 
 async def silent_sides(temporal: Client, task_queue: str, host: str, now: datetime) -> list[str]:
-    """The sides of the queue that no process of this host polled since `now - RECENT`; none when all is well.
+    """What no process of this host polled since `now - RECENT`; none when all is well.
 
     The SDK names a worker `pid@host`; in a container the host's name is its own.
     """
     silent = []
-    for side, kind in SIDES.items():
-        request = DescribeTaskQueueRequest(
-            namespace=temporal.namespace, task_queue=TaskQueue(name=task_queue), task_queue_type=kind
-        )
+    for side, (queue, kind) in sides(task_queue).items():
+        request = DescribeTaskQueueRequest(namespace=temporal.namespace, task_queue=TaskQueue(name=queue), task_queue_type=kind)
         pollers = (await temporal.workflow_service.describe_task_queue(request)).pollers
         polled = [poller.last_access_time.ToDatetime(UTC) for poller in pollers if poller.identity.rpartition("@")[2] == host]
         if not polled or max(polled) < now - RECENT:
@@ -54,7 +56,7 @@ async def check() -> str:
         silent = await silent_sides(client.temporal, queue, socket.gethostname(), datetime.now(UTC))
     except (SettingsError, NotReachable, RPCError) as error:
         return str(error)
-    return f"no worker of this host polls {queue} for {' and '.join(silent)}" if silent else ""
+    return f"no worker of this host polls {queue} for {', '.join(silent)}" if silent else ""
 
 
 def main() -> int:

@@ -35,7 +35,7 @@ def shape(function: Callable[..., object]) -> tuple[object, ...]:
 @pytest.fixture
 async def registered(world: World) -> dict[str | None, Callable[..., object]]:
     """What a worker registers, by activity type."""
-    return {name_of(function): function for function in world.worker().config()["activities"]}
+    return {name_of(function): function for function in world.worker().main.config()["activities"]}
 
 
 async def test_workers_register_exactly_the_contracts(registered: dict[str | None, Callable[..., object]]) -> None:

@@ -474,19 +474,22 @@ async def namespace_state(address: str, namespace: str) -> tuple[timedelta, dict
     return described.config.workflow_execution_retention_ttl.ToTimedelta(), written
 
 
+EVERY_SIDE = ["workflows", "activities", "calls of anthropic", "calls of openai"]
+
+
 async def test_the_health_check_knows_a_worker_that_polls_from_one_that_does_not(world: World) -> None:
     """An orchestrator restarts what is not healthy: a check that only looks for a process would keep a deaf worker for ever."""
     temporal, queue, host = world.client.temporal, world.settings.task_queue, socket.gethostname()
-    assert await silent_sides(temporal, queue, host, datetime.now(UTC)) == ["workflows", "activities"]
+    assert await silent_sides(temporal, queue, host, datetime.now(UTC)) == EVERY_SIDE
 
     async def heard() -> bool:
         return not await silent_sides(temporal, queue, host, datetime.now(UTC))
 
     async with world.worker():
         assert await eventually(heard)
-        assert await silent_sides(temporal, queue, "another-host", datetime.now(UTC)) == ["workflows", "activities"]
+        assert await silent_sides(temporal, queue, "another-host", datetime.now(UTC)) == EVERY_SIDE
         hung_for = timedelta(minutes=3)
-        assert await silent_sides(temporal, queue, host, datetime.now(UTC) + hung_for) == ["workflows", "activities"]
+        assert await silent_sides(temporal, queue, host, datetime.now(UTC) + hung_for) == EVERY_SIDE
         healthy = health_check(world)
     assert (healthy.returncode, healthy.stdout, healthy.stderr) == (0, "polling\n", "")
 
@@ -495,7 +498,7 @@ async def test_the_health_check_fails_in_one_line_when_nobody_polls_or_the_serve
     """The line is what `docker inspect` shows of an unhealthy container."""
     nobody = health_check(world)
     queue = world.settings.task_queue
-    assert (nobody.returncode, nobody.stdout) == (1, f"no worker of this host polls {queue} for workflows and activities\n")
+    assert (nobody.returncode, nobody.stdout) == (1, f"no worker of this host polls {queue} for {', '.join(EVERY_SIDE)}\n")
     gone = health_check(world, TEMPORAL_ADDRESS="127.0.0.1:1")
     assert gone.returncode == 1
     assert gone.stdout.startswith("no Temporal server answers at 127.0.0.1:1")

@@ -11,7 +11,6 @@ import pytest
 from pydantic import JsonValue
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
-from temporalio.worker import Worker
 
 from activities.agents import AgentCatalog
 from activities.heartbeat import Lease
@@ -21,7 +20,7 @@ from tests.support.crashers import open_crashers
 from tests.support.scripts import Call, tell, turns
 from tests.support.waiting import eventually, pending
 from tests.support.world import World
-from worker import build_worker
+from worker import Workers, build_worker
 
 pytestmark = pytest.mark.timeout(90)
 SEND: Call = ("send", {"text": "hello"})
@@ -48,7 +47,7 @@ ASKS = "rules:\n  - {ask: pay, when: args.amount > 100.0, ladder: l}\n  - {allow
 @asynccontextmanager
 async def vandal(
     world: World, folder: Path, tools: str, *, listed: str = "send", policy: str = ASKS, fallbacks: str = ""
-) -> AsyncIterator[Worker]:
+) -> AsyncIterator[Workers]:
     """A worker whose one agent has these tools, as a deployment would put them there."""
     home = folder / "vandal"
     home.mkdir(parents=True)

@@ -10,7 +10,7 @@ import asyncpg
 import httpx2
 from pydantic import JsonValue
 from temporalio.client import WorkflowHistory
-from temporalio.worker import Replayer, Worker
+from temporalio.worker import Replayer
 
 from activities.postgres import migrate
 from durable_agents import AgentClient, Budget, RunHandle
@@ -18,7 +18,7 @@ from durable_agents.data_converter import DATA_CONVERTER
 from durable_agents.settings import Settings
 from starter.embedded.postgres_files import PostgresUrls
 from starter.embedded.servers import Endpoints
-from worker import WORKFLOWS, Resources, build_worker, open_resources, sandbox
+from worker import WORKFLOWS, Resources, Workers, build_worker, open_resources, sandbox
 
 AGENTS = Path(__file__).parent / "agents"
 TEMPLATE = "durable_agents"
@@ -93,7 +93,7 @@ class World:
     shop_url: str
     http: httpx2.AsyncClient
 
-    def worker(self, *, cached: int = 0) -> Worker:
+    def worker(self, *, cached: int = 0) -> Workers:
         """A worker that replays every run from its history at each task, so that nothing hides in a cache."""
         return build_worker(self.client.temporal, self.settings, self.resources, max_cached_workflows=cached)
 
