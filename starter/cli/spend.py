@@ -205,8 +205,10 @@ def _judgement(found: int, judged: int, factor: int, without_norm: set[str]) -> 
 def _described(one: Anomaly) -> dict[str, str | int | None]:
     spent, usual = one.spent, one.norm
     which = [name for name, is_above in (("cost", one.by_cost), ("tokens", one.by_tokens)) if is_above]
-    values = (spent.run, spent.agent, spent.user, spent.status, spent.cost_micros, usual.cost_micros, _times(one.cost_times_tenths),
-              spent.tokens, usual.tokens, _times(one.tokens_times_tenths), "+".join(which))  # fmt: skip
+    above = "+".join(which)
+    cost = (spent.cost_micros, usual.cost_micros, _times(one.cost_times_tenths))
+    tokens = (spent.tokens, usual.tokens, _times(one.tokens_times_tenths))
+    values = (spent.run, spent.agent, spent.user, spent.status, *cost, *tokens, above)
     return dict(zip(_ANOMALY, values, strict=True))
 
 

@@ -321,8 +321,6 @@ def test_the_help_names_every_dimension_and_command(cli: Cli) -> None:
     """What is not in the help is not there for most people."""
     overview = " ".join(cli("--help").out.split())
     assert all(dimension in overview for dimension in Dimension)
-    assert all(
-        (command.name or getattr(command.callback, "__name__", "")) in overview
-        for command in spend_commands.app.registered_commands
-    )
+    names = [command.name or getattr(command.callback, "__name__", "") for command in spend_commands.app.registered_commands]
+    assert [name for name in names if f"  {name} " not in cli("--help").out] == []
     assert "--factor" in cli("anomalies", "--help").out
