@@ -38,7 +38,7 @@ from durable_agents.domain.model_calls import (
     call_maximum,
 )
 from durable_agents.domain.prices import CallMaximum, Usage, cost
-from durable_agents.domain.provider_gates import PATIENCE, Asking, GateId, Wait, busy, out_of_patience
+from durable_agents.domain.provider_gates import Asking, GateId, Wait, busy, out_of_patience
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class ModelActivities:
                 return cached
             hold = call_maximum(model, call.model, await _context(connection, run, call, messages))
             number = before.tries + 1
-            refused = self._refusal(call, model, before, hold) or await self._ask_gate(connection, call, model, number, hold)
+            refused = self._refusal(call, model, before, hold) or await self._ask_gate(connection, call, run, number, hold)
             if isinstance(refused, Wait):
                 return refused
             if refused is not None:
@@ -126,9 +126,10 @@ class ModelActivities:
         return None
 
     async def _ask_gate(
-        self, connection: Connection, call: ModelCallRequest, model: PinnedModel, number: int, hold: CallMaximum
+        self, connection: Connection, call: ModelCallRequest, run: RunRecord, number: int, hold: CallMaximum
     ) -> Wait | Failure | None:
         """Let through, asked to wait, or out of patience."""
+        model = run.terms.models[call.model]
         gate = self._gate(model)
         tokens, last_try = hold.input_tokens + hold.output_tokens, number == MAX_PHYSICAL_TRIES
         wait = await provider_gates.ask(
@@ -138,7 +139,7 @@ class ModelActivities:
             return None
         info = activity.info()  # both by the server's clock
         waited = info.current_attempt_scheduled_time - info.scheduled_time
-        return busy(gate, wait, waited) if out_of_patience(wait, waited, PATIENCE) else wait
+        return busy(gate, wait, waited) if out_of_patience(wait, waited, run.terms.patience) else wait
 
     def _gate(self, model: PinnedModel) -> GateId:
         return GateId(model.provider, model.model, self._keys[model.provider])
@@ -181,7 +182,7 @@ class ModelActivities:
         unknown = Micros(opened.unknown_micros + held)
         tries_left = opened.number < MAX_PHYSICAL_TRIES
         has_next = call.model + 1 < len(opened.run.terms.models)
-        too_long = failed.retry_after is not None and failed.retry_after > PATIENCE and has_next
+        too_long = failed.retry_after is not None and failed.retry_after > opened.run.terms.patience and has_next
         again = failed.failure.answer.retry_here and not failed.final and tries_left and not too_long
         async with self._database.transaction(call.tenant) as connection:
             state = "unknown" if may_be_billed else "released"

@@ -191,6 +191,7 @@ def _terms(asked: AdmissionRequest, agent: LoadedAgent) -> Admitted:
         models=tuple(_pin(entry) for entry in pinned.definition.models),
         tools={spec.name: ToolPlan(effect=spec.effect, timeout=spec.timeout) for spec in pinned.tools},
         budget=bounded,
+        patience=pinned.definition.patience,
         loops=pinned.definition.loops,
         routes=pinned.definition.routes(),
         fallbacks=pinned.fallbacks(),

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, m
 from durable_agents.domain.approvals import Ladder, Rung
 from durable_agents.domain.budgets import Budget
 from durable_agents.domain.canonical import canonical_json
+from durable_agents.domain.compact import Compact
 from durable_agents.domain.durations import Duration
 from durable_agents.domain.effects import Effect
 from durable_agents.domain.fallbacks import Fallback, PinnedFallback
@@ -17,6 +18,7 @@ from durable_agents.domain.messages import Message, TextBlock
 from durable_agents.domain.model_calls import PinnedModel, Provider
 from durable_agents.domain.permissions import Policy
 from durable_agents.domain.prices import Price, PriceTier, Rates, usd_to_micros
+from durable_agents.domain.provider_gates import PATIENCE
 from durable_agents.domain.routing import PinnedRoute, Route
 from durable_agents.domain.tools import ToolSpec
 
@@ -85,6 +87,8 @@ class AgentDefinition(BaseModel):
     """A file in the agent's folder."""
     models: tuple[ModelEntry, ...] = Field(min_length=1, max_length=8)
     """Tried in order; the first is the one that is meant."""
+    patience: Duration = Field(default=PATIENCE, ge=timedelta(0), le=timedelta(days=1))
+    """How long a model call waits for a provider in trouble, or at its limits, before the next model takes over."""
     tools: tuple[str, ...] = ()
     budget: Budget = Budget()
     input: dict[str, JsonValue] | None = None
@@ -159,16 +163,16 @@ class ToolPlan(BaseModel):
     timeout: timedelta
 
 
-class Admitted(BaseModel):
+class Admitted(Compact):
     """What a run is bound to from its admission on."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     agent: str
     version: Digest
     policy_digest: Digest
     models: tuple[PinnedModel, ...]
     tools: dict[str, ToolPlan]
     budget: Budget
+    patience: timedelta = PATIENCE
     loops: LoopGuard = LoopGuard()
     routes: tuple[PinnedRoute, ...] = ()
     fallbacks: tuple[PinnedFallback, ...] = ()

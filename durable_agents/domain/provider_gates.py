@@ -17,8 +17,8 @@ SYSTEM_TENANT = TenantId("*")
 """Whose the gates are: nobody's. No tenant can have this name, which begins with a letter or a digit."""
 
 PATIENCE = timedelta(minutes=2)
-"""How long a call waits before the run's next model takes over: an outage of a minute and the recovery after it, or two minutes'
-worth of a limit; beyond that somebody who waits for the run is better off with another model."""
+"""How long a call waits before the run's next model takes over, unless its agent's file says otherwise: an outage of a minute and
+the recovery after it, or two minutes' worth of a limit; beyond that who waits for the run is better off with another model."""
 TOLERATED_FAILURES = 5
 """The breaker opens after more than so many failures in a row, as Temporal's own for outbound calls does."""
 FIRST_WAIT, LONGEST_WAIT = timedelta(seconds=1), timedelta(seconds=10)
@@ -27,7 +27,7 @@ LAST_TRY_GRACE = timedelta(seconds=5)
 """A call with one try left probes only when for so long no other did: its failure would end the call."""
 LONGEST_LEASE = timedelta(seconds=60)
 """A probe that is not heard of for so long is dead, or as good as that."""
-SLOW_START = PATIENCE
+SLOW_START = timedelta(minutes=2)
 """How long the pace is limited after a recovery: whoever waited through the outage is served, or has gone elsewhere, by then."""
 FIRST_PACE, LAST_PACE, RAMP = 0.25, 1.2, timedelta(seconds=8)
 """From a quarter of what left per second before the trouble to a fifth above it: the peak stays below 1.5 × steady."""

@@ -1,16 +1,20 @@
 """Do all workers together keep to what was seen of a provider, and what does a run pay for waiting? Nothing."""
 
 import asyncio
+import shutil
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import asyncpg
 import pytest
 from pydantic import JsonValue
 from temporalio.api.enums.v1 import PendingActivityState
 
-from activities import model_calls, provider_gates, provider_limits
+from activities import provider_gates, provider_limits
+from activities.agents import AgentCatalog
 from activities.postgres import Database
 from durable_agents import RunHandle, RunStatus
 from durable_agents.domain.failures import Failure, FailureKind
@@ -27,7 +31,8 @@ from durable_agents.domain.provider_gates import (
 )
 from tests.support.scripts import turns
 from tests.support.waiting import eventually
-from tests.support.world import TestDatabase, World
+from tests.support.world import AGENTS, TestDatabase, World
+from worker import build_worker
 
 GATE = GateId("anthropic", "claude-haiku-5-5", fingerprint("test-key"))
 ACME, RIVAL = TenantId("acme"), TenantId("rival")
@@ -271,12 +276,15 @@ async def test_waiting_at_the_gate_uses_no_try_and_holds_no_money(world: World) 
     await world.replay(run)
 
 
-async def test_a_call_out_of_patience_falls_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Patience with a provider ends before a person's patience with the run does."""
-    monkeypatch.setattr(model_calls, "PATIENCE", timedelta(seconds=0.5))
+async def test_a_call_out_of_its_agents_patience_falls_back(world: World, tmp_path: Path) -> None:
+    """Patience with a provider ends before a person's patience with the run does: the agent's file says when."""
+    folder = Path(shutil.copytree(AGENTS / "clerk", tmp_path / "agents" / "clerk"))
+    text = (folder / "agent.yaml").read_text()
+    (folder / "agent.yaml").write_text(text + "patience: 1s\n")
+    resources = replace(world.resources, catalog=AgentCatalog.load([folder.parent]))
     await world.script(turns("done"))
     await force(world, is_open=True)
-    async with world.worker():
+    async with build_worker(world.client.temporal, world.settings, resources, max_cached_workflows=0):
         run = await world.start()
         result = await run.result()
     assert result.status is RunStatus.DEGRADED
@@ -284,6 +292,7 @@ async def test_a_call_out_of_patience_falls_back(world: World, monkeypatch: pyte
     assert [row["provider"] for row in attempts] == ["openai"]
     (failure,) = await world.rows("select outcome -> 'failure' ->> 'message' as said from model_call where model = 0")
     assert "at the gate of anthropic claude-haiku-5-5: an operator has opened" in failure["said"]
+    await world.replay(run)
 
 
 async def test_a_pause_longer_than_patience_sends_every_run_to_its_next_model(world: World) -> None:
