@@ -29,9 +29,9 @@ async def test_a_second_start_of_a_key_under_another_workflow_id_leaves_the_firs
     """The Web UI lets anybody choose a workflow id; the refused double must not end the real run's row, nor its audit."""
     await world.script(turns(refund(), "done"))
     async with world.worker():
-        run = await world.start(key="k")
+        run = await world.start(key=(key := uuid.uuid4().hex))
         (approval,) = await pending(run)
-        payload: dict[str, JsonValue] = {"agent": "clerk", "user": "x", "tenant": "acme", "idempotency_key": "k"}
+        payload: dict[str, JsonValue] = {"agent": "clerk", "user": "x", "tenant": "acme", "idempotency_key": key}
         double = await (await start_raw(world, "elsewhere", payload)).result()
         assert double.status is RunStatus.FAILED
         (row,) = await world.rows("select status, ended_at from run")
@@ -90,3 +90,21 @@ async def test_a_start_that_makes_no_sense_ends_as_failed(world: World, given: l
     assert result.failure.kind == "invalid_input", result
     assert "\n" not in result.explanation
     assert len(result.explanation) < 1000
+
+
+async def test_a_key_that_temporal_has_forgotten_is_still_used_up(world: World) -> None:
+    """After its retention the server lets the id begin again; the database remembers, so nothing is done or paid twice."""
+    await world.script(turns(refund("50.00"), "done"))
+    key = uuid.uuid4().hex
+    payload: dict[str, JsonValue] = {"agent": "clerk", "user": "requester", "tenant": "acme", "idempotency_key": key}
+    async with world.worker():
+        first = await (await world.start(key=key)).result()
+        # Temporal's own tools begin an id again as soon as it has ended: what the run meets is what it would after the retention.
+        again = await (await start_raw(world, first.run_id, payload)).result()
+    assert first.status is RunStatus.COMPLETED
+    assert again.failure is not None, again
+    assert again.failure.kind == "key_reused"
+    assert (await world.shop_counts())["refunds"] == 1
+    assert len((await world.bill())["requests"]) == 2  # type: ignore[arg-type]
+    (row,) = await world.rows("select status from run")
+    assert row["status"] == "completed"

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import JsonValue
@@ -14,6 +15,8 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.agents import AgentCatalog
 from activities.heartbeat import Lease
+from activities.model_calls import ModelActivities
+from activities.tool_calls import ToolActivities
 from durable_agents import RunStatus
 from durable_agents.domain.approvals import ApprovalKind
 from tests.support.crashers import open_crashers
@@ -303,6 +306,16 @@ async def test_a_secret_in_a_tools_error_reaches_neither_history_nor_database_no
     assert "canary" not in history + caplog.text + "".join(row["text"] for row in rows)
     if error == "ToolFailed":
         assert any("?key=[key]" in row["text"] for row in rows)
+
+
+async def test_nothing_is_sent_without_the_lease() -> None:
+    """The SDK cancels an attempt that was given up, in its own time; before anything is sent we ask ourselves."""
+    lease = Lease()
+    lease._lost = True
+    nothing: Any = None
+    for send in (ToolActivities(nothing, nothing)._act, ModelActivities(nothing, nothing, nothing)._send):
+        with pytest.raises(ApplicationError, match="another attempt"):
+            await send(nothing, lease)
 
 
 async def test_a_frozen_attempt_sends_nothing_when_it_goes_on(world: World, model_url: str) -> None:
