@@ -173,7 +173,15 @@ class ModelActivities:
                 await keep(connection, opened.run, opened.model, opened.request, answer, outcome)
             await attempts.record(connection, call, outcome)
             await audit.append(connection, call.tenant, call.run_id, "model_called", _audit_body(call, opened, outcome))
-            await provider_gates.answered(connection, call.tenant, self._gate(opened.model), _caller(call), opened.sent_at)
+            await provider_gates.answered(
+                connection,
+                call.tenant,
+                self._gate(opened.model),
+                _caller(call),
+                opened.sent_at,
+                taken=opened.hold.input_tokens + opened.hold.output_tokens,
+                used=usage.input_tokens + usage.output_tokens,
+            )
         return outcome
 
     async def _record_failure(self, call: ModelCallRequest, opened: OpenAttempt, failed: ProviderFailure) -> ModelOutcome:

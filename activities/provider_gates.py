@@ -64,6 +64,13 @@ from provider_gate, clock where tenant = $1 and provider = $2 and model = $3 and
 """
 """All buckets or none (GCRA). A row that another request has just changed is judged again as it is then; the wait that is said
 may be too short after that, and the call asks once more."""
+_GIVE_BACK = """
+update provider_gate gate set tokens_due = tokens_due - $5::interval from provider_limit as said
+where gate.tenant = $1 and gate.provider = $2 and gate.model = $3 and gate.key = $4 and tokens_due > clock_timestamp()
+    and said.tenant = $1 and said.provider = $2 and said.model = $3 and said.changed_at <= $6
+"""
+"""A bucket is empty from its time on: one whose time lies in the past holds no less than nothing. What was taken at another limit is
+not given back to this one."""
 _TURNED_AWAY = """
 update provider_gate set turned_away_at = clock_timestamp()
 where tenant = $1 and provider = $2 and model = $3 and key = $4
@@ -95,10 +102,15 @@ async def ask(connection: Connection, tenant: TenantId, gate: GateId, asking: As
     return wait
 
 
-async def answered(connection: Connection, tenant: TenantId, gate: GateId, caller: str, sent_at: datetime) -> None:
-    """Report that the provider has answered this call's request."""
+async def answered(
+    connection: Connection, tenant: TenantId, gate: GateId, caller: str, sent_at: datetime, *, taken: int, used: int
+) -> None:
+    """Report that the provider has answered this call's request, and give back the tokens that it took and did not use."""
     async with _as_system(connection, tenant):
-        await change(connection, gate, lambda sight: provider_gates.succeeded(sight.gate, sight.now, caller, sent_at))
+        seen = await change(connection, gate, lambda sight: provider_gates.succeeded(sight.gate, sight.now, caller, sent_at))
+        unused = provider_gates.given_back(seen.limits, taken, used, seen.now - sent_at)
+        if unused > provider_gates.ZERO:
+            await connection.execute(_GIVE_BACK, *_key(gate), unused, sent_at)
 
 
 async def failed(
@@ -116,13 +128,13 @@ async def failed(
         await change(connection, gate, judge)
 
 
-async def change(connection: Connection, gate: GateId, judge: Judge) -> None:
-    """Write what becomes of a gate; in a transaction of the system tenant."""
+async def change(connection: Connection, gate: GateId, judge: Judge) -> Sight:
+    """Write what becomes of a gate, and return what was judged; in a transaction of the system tenant."""
     while True:
         sight = await look(connection, gate)
         after = judge(sight)
         if after is sight.gate or await _write(connection, gate, sight, after):
-            return
+            return sight
 
 
 async def look(connection: Connection, gate: GateId) -> Sight:

@@ -33,7 +33,9 @@ FIRST_PACE, LAST_PACE, RAMP = 0.25, 1.2, timedelta(seconds=8)
 """From a quarter of what left per second before the trouble to a fifth above it: the peak stays below 1.5 × steady."""
 LEAST_PACE = 2.0
 """Requests a second that are never too many."""
-SUSTAINED, BURST = 0.9, timedelta(minutes=1) * 0.1 / 0.9
+WINDOW = timedelta(minutes=1)
+"""What limits are said for."""
+SUSTAINED, BURST = 0.9, WINDOW * 0.1 / 0.9
 """Of a limit nine tenths flow evenly and one tenth (here as time at that flow) may come at once: never more in any minute."""
 PACE_BURST = timedelta(seconds=1)
 """Calls look again after a second at the earliest: with no burst half of the pace would be lost between them."""
@@ -216,6 +218,15 @@ def draws(gate: Gate, limits: Limits, now: datetime, tokens: int) -> tuple[Draw 
     )
 
 
+def given_back(limits: Limits, taken: int, used: int, since: timedelta) -> timedelta:
+    """What an answer gives back to the bucket of tokens, as time: what its request took `since` ago and did not use.
+
+    Nothing after a minute: by then the request has left the window that the limit is about.
+    """
+    draw = _draw(taken - used, limits.tokens_per_minute)
+    return ZERO if draw is None or used >= taken or since >= WINDOW else draw.cost
+
+
 def delay(wait: timedelta, looks: int, chance: float) -> timedelta:
     """When a waiting call looks again: after the wait or a backoff by how often it looked, spread by `chance` in [0, 1)."""
     backoff = min(SHORTEST_DELAY * (1 << min(max(looks, 1) - 1, 10)), LONGEST_UNKNOWN)
@@ -250,7 +261,7 @@ def _measured(gate: Gate, now: datetime, traffic: Traffic) -> Gate:
 def _draw(amount: int, per_minute: int | None) -> Draw | None:
     if per_minute is None:
         return None
-    return _with_burst(timedelta(minutes=1) * (amount / (SUSTAINED * per_minute)), BURST)
+    return _with_burst(WINDOW * (amount / (SUSTAINED * per_minute)), BURST)
 
 
 def _with_burst(cost: timedelta, burst: timedelta) -> Draw:

@@ -57,11 +57,11 @@ class Fleet:
         async with self._shared.transaction(tenant) as connection:
             await provider_gates.failed(connection, tenant, GATE, caller, DOWN, retry_after)
 
-    async def answer(self, caller: str) -> None:
-        """One request that was answered."""
+    async def answer(self, caller: str, *, taken: int = 0, used: int = 0, sent: timedelta = timedelta(0)) -> None:
+        """One request that was answered, so long after it was `sent`."""
         async with self._shared.transaction(ACME) as connection:
-            sight = await connection.fetchval("select clock_timestamp()")
-            await provider_gates.answered(connection, ACME, GATE, caller, sight)
+            sent_at = await connection.fetchval("select clock_timestamp() - $1::interval", sent)
+            await provider_gates.answered(connection, ACME, GATE, caller, sent_at, taken=taken, used=used)
 
     async def limit(self, requests: int | None = None, tokens: int | None = None) -> None:
         """An operator's word."""
@@ -139,6 +139,45 @@ async def test_a_call_larger_than_the_burst_goes_alone_and_is_paid_off(fleet: Fl
     wait = await fleet.ask(tokens=500)
     assert wait is not None
     assert timedelta(seconds=30) < wait.length < timedelta(seconds=35)
+
+
+async def test_what_an_answer_did_not_use_is_there_for_others(fleet: Fleet) -> None:
+    """Most answers are far shorter than they may be; a limit that counts them in full is used by a fraction."""
+    await fleet.limit(tokens=1000)
+    assert await fleet.ask("a", tokens=500) is None
+    before = await fleet.ask("b", tokens=500)
+    await fleet.answer("a", taken=500, used=50)
+    after = await fleet.ask("b", tokens=500)
+    assert before is not None
+    assert after is not None
+    assert timedelta(seconds=29) < before.length - after.length < timedelta(seconds=31)  # 450 tokens at 900 a minute: 30 s
+
+
+async def test_no_bucket_gets_larger_by_what_is_given_back(fleet: Fleet) -> None:
+    """A hundred answers that used nothing, while nothing else was sent, must not be saved up for one burst."""
+    await fleet.limit(tokens=1000)
+    assert await fleet.ask("a", tokens=50) is None
+    for _ in range(100):
+        await fleet.answer("a", taken=50, used=0)
+    assert await fleet.ask("b", tokens=100) is None  # a whole burst
+    wait = await fleet.ask("b", tokens=100)
+    assert wait is not None
+    assert timedelta(seconds=6) < wait.length < timedelta(seconds=7)
+
+
+@pytest.mark.parametrize("late", [True, False])
+async def test_nothing_goes_back_after_a_minute_or_to_another_limit(fleet: Fleet, *, late: bool) -> None:
+    """What was taken a minute ago counts no more; what was taken at one limit is another time at another."""
+    await fleet.limit(tokens=10_000)
+    assert await fleet.ask("a", tokens=5000) is None
+    if not late:
+        await fleet.limit(tokens=1000)
+    before = await fleet.ask("b", tokens=5000)
+    await fleet.answer("a", taken=5000, used=0, sent=timedelta(seconds=61 if late else 1))
+    after = await fleet.ask("b", tokens=5000)
+    assert before is not None
+    assert after is not None
+    assert before.length - after.length < timedelta(seconds=2)
 
 
 async def test_fifty_at_once_make_exactly_one_probe(fleet: Fleet) -> None:
@@ -293,6 +332,19 @@ async def test_a_call_out_of_its_agents_patience_falls_back(world: World, tmp_pa
     (failure,) = await world.rows("select outcome -> 'failure' ->> 'message' as said from model_call where model = 0")
     assert "at the gate of anthropic claude-haiku-5-5: an operator has opened" in failure["said"]
     await world.replay(run)
+
+
+async def test_a_call_counts_against_the_limit_of_tokens_by_what_it_used(world: World) -> None:
+    """What it may use at most is several times as much: the bound of its input in bytes, and its longest answer."""
+    await world.script(turns("done"))
+    async with world.resources.database.transaction(SYSTEM_TENANT) as connection:
+        await provider_limits.set_limits(connection, GATE.provider, GATE.model, None, 100)
+    async with world.worker():
+        result = await (await world.start()).result()
+    assert result.status is RunStatus.COMPLETED
+    (row,) = await world.rows("select tokens_due - dispatched_at as counted from provider_gate, model_attempt")
+    used = result.spend.input_tokens + result.spend.output_tokens
+    assert abs(row["counted"] - timedelta(minutes=used / 90)) < timedelta(seconds=1)
 
 
 async def test_a_pause_longer_than_patience_sends_every_run_to_its_next_model(world: World) -> None:

@@ -17,6 +17,7 @@ from durable_agents.domain.provider_gates import (
     PATIENCE,
     SLOW_START,
     TOLERATED_FAILURES,
+    WINDOW,
     Asking,
     BreakerState,
     Gate,
@@ -212,6 +213,49 @@ def test_retries_double_and_spread() -> None:
     assert [retry_delay(n, None, 0.0) for n in (1, 2, 3, 9)] == [SECOND, 2 * SECOND, 4 * SECOND, 8 * SECOND]
     assert retry_delay(1, 30 * SECOND, 0.0) == 30 * SECOND
     assert len({retry_delay(1, 30 * SECOND, n / 10) for n in range(10)}) == 10
+
+
+@given(st.integers(1, 10**7), st.integers(0, 10**6), st.integers(0, 10**6), st.floats(0, 120), st.integers(0, 10**6))
+def test_never_more_goes_back_than_was_taken_and_never_after_its_minute(
+    limit: int, taken: int, used: int, seconds: float, more: int
+) -> None:
+    """Else limits would be what providers see only until the first answer comes."""
+    limits, since = Limits(tokens_per_minute=limit), timedelta(seconds=seconds)
+    draw = provider_gates.draws(Gate(), limits, NOW, taken)[1]
+    back = provider_gates.given_back(limits, taken, used, since)
+    assert draw is not None
+    assert timedelta(0) <= back <= draw.cost
+    assert back == timedelta(0) or (used < taken and since < WINDOW)
+    assert provider_gates.given_back(limits, taken, used + more, since) <= back
+    assert provider_gates.given_back(FREE, taken, used, since) == timedelta(0)
+
+
+@given(st.lists(st.tuples(st.floats(0, 40), st.integers(1, 3000), st.floats(0, 1), st.floats(0, 80)), max_size=60))
+def test_counting_what_was_used_no_minute_has_more_than_the_limit_and_what_was_under_way(
+    calls: list[tuple[float, int, float, float]],
+) -> None:
+    """A bucket as the gate keeps it. Of each call: the gap to the one before, its most, the share it uses, how long it takes."""
+    limits, due, now = Limits(tokens_per_minute=1000), 0.0, 0.0
+    taken: list[tuple[float, int, int, float]] = []
+    answers: list[tuple[float, float, int, int]] = []
+    for gap, most, share, takes in calls:
+        now += gap
+        for at, sent, took, used in sorted(answer for answer in answers if answer[0] <= now):
+            back = provider_gates.given_back(limits, took, used, timedelta(seconds=at - sent)).total_seconds()
+            due = max(due - back, at) if due > at else due
+        answers = [answer for answer in answers if answer[0] > now]
+        draw = provider_gates.draws(Gate(), limits, NOW, most)[1]
+        assert draw is not None
+        if due <= now + draw.slack.total_seconds():
+            due = max(due, now) + draw.cost.total_seconds()
+            used = int(most * share)
+            taken.append((now, most, used, now + takes))
+            answers.append((now + takes, now, most, used))
+    for begin, *_ in taken:
+        inside = [(most, used) for at, most, used, _ in taken if begin <= at < begin + 60]
+        under_way = sum(most - used for at, most, used, until in taken if at < begin <= until < at + 60)
+        largest = max(most for most, _ in inside)
+        assert sum(used for _, used in inside) <= max(1000, 900 + largest) + under_way + 1
 
 
 @given(st.floats(0, 10_000), st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
