@@ -11,16 +11,19 @@ from datetime import datetime
 
 from pydantic import JsonValue
 from temporalio import activity
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from activities import attempts, audit, provider_gates, transcripts
 from activities.answers import Bill, earlier_answer, keep, unusable, write_answer
+from activities.attempts import Settlement
 from activities.heartbeat import Lease, fence, heartbeating
+from activities.ledger import Held
 from activities.postgres import Connection, Database
 from activities.providers.interface import ModelProvider, ProviderAnswer, ProviderFailure, ProviderRequest
 from activities.runs import RunRecord, load_run
 from activities.storage_errors import storage_errors
 from activities.transcripts import CORRECTIONS, StoredMessage
+from durable_agents.domain.accounts import Amount, NoRoom
 from durable_agents.domain.agents import system_prompt
 from durable_agents.domain.canonical import digest, escape_text
 from durable_agents.domain.failures import Billed, Failure, FailureKind, retry_delay
@@ -49,6 +52,7 @@ class OpenAttempt:
     sent_at: datetime
     """By the database's clock."""
     hold: CallMaximum
+    held: Held
     unknown_micros: Micros
     """Held for earlier attempts of the same call."""
     run: RunRecord
@@ -84,31 +88,49 @@ class ModelActivities:
                 return await self._record_answer(request, opened, answer)
 
     async def _open(self, call: ModelCallRequest) -> OpenAttempt | ModelOutcome | Wait:
-        async with self._database.transaction(call.tenant) as connection:
-            if (found := await attempts.recorded(connection, call)) is not None:
-                return found
-            run = await load_run(connection, call.tenant, call.run_id)
-            before = await attempts.abandon_open(connection, call, fence())
-            if call.correction:
-                correction = Message(role="user", blocks=(TextBlock(text=escape_text(call.correction)),))
-                await transcripts.put(connection, call.tenant, call.run_id, call.turn - 1, CORRECTIONS + call.call, correction)
-            messages = await transcripts.load(connection, call.tenant, call.run_id)
-            model = run.terms.models[call.model]
-            request = _provider_request(run, model, messages)
-            if (cached := await earlier_answer(connection, run, call, model, request)) is not None:
-                await attempts.record(connection, call, cached)
-                return cached
-            hold = call_maximum(model, call.model, await _context(connection, run, call, messages))
-            number = before.tries + 1
-            refused = self._refusal(call, model, before, hold) or await self._ask_gate(connection, call, run, number, hold)
-            if isinstance(refused, Wait):
-                return refused
-            if refused is not None:
-                outcome = ModelFailure(failure=refused, unknown_micros=before.unknown_micros)
-                await attempts.record(connection, call, outcome)
-                return outcome
-            sent_at = await attempts.dispatch(connection, call, number, fence(), model, hold.cost_micros)
-            return OpenAttempt(number, sent_at, hold, before.unknown_micros, run, model, request)
+        """Hold the money and pass the gate, both or neither: whoever waits at the gate holds nothing."""
+        try:
+            async with self._database.transaction(call.tenant) as connection:
+                return await self._opened(connection, call)
+        except _TurnedAwayError as away:
+            async with self._database.transaction(call.tenant) as connection:
+                if isinstance(away.answer, Wait):
+                    await provider_gates.turned_away(connection, call.tenant, away.gate)
+                    return away.answer
+                run = await load_run(connection, call.tenant, call.run_id)
+                before = await attempts.abandon_open(connection, call, run.payer, fence())
+                return await _refused(connection, call, before, away.answer)
+
+    async def _opened(self, connection: Connection, call: ModelCallRequest) -> OpenAttempt | ModelOutcome:
+        if (found := await attempts.recorded(connection, call)) is not None:
+            return found
+        run = await load_run(connection, call.tenant, call.run_id)
+        before = await attempts.abandon_open(connection, call, run.payer, fence())
+        if call.correction and before.own is None:
+            correction = Message(role="user", blocks=(TextBlock(text=escape_text(call.correction)),))
+            await transcripts.put(connection, call.tenant, call.run_id, call.turn - 1, CORRECTIONS + call.call, correction)
+        messages = await transcripts.load(connection, call.tenant, call.run_id)
+        model = run.terms.models[call.model]
+        request = _provider_request(run, model, messages)
+        hold = call_maximum(model, call.model, await _context(connection, run, call, messages))
+        if before.own is not None:  # only the answer to the COMMIT was lost: it is held, and it has not left
+            own = before.own
+            return OpenAttempt(own.number, own.dispatched_at, hold, Held(0, 0), before.unknown_micros, run, model, request)
+        if (cached := await earlier_answer(connection, run, call, model, request)) is not None:
+            await attempts.record(connection, call, cached)
+            return cached
+        number = before.tries + 1
+        if (refused := self._refusal(call, model, before, hold)) is not None:
+            return await _refused(connection, call, before, refused)
+        left = None if call.allowance_micros is None else call.allowance_micros - before.unknown_micros
+        opened = await attempts.dispatch(connection, call, run.payer, number, fence(), model, _amount(hold), left)
+        if isinstance(opened, NoRoom):
+            full = Failure(kind=FailureKind.ACCOUNT_LIMIT, message=opened.explanation)
+            return await _refused(connection, call, before, full)
+        sent_at, held = opened
+        if (answer := await self._ask_gate(connection, call, run, number, hold)) is not None:
+            raise _TurnedAwayError(self._gate(model), answer)
+        return OpenAttempt(number, sent_at, hold, held, before.unknown_micros, run, model, request)
 
     def _refusal(
         self, call: ModelCallRequest, model: PinnedModel, before: attempts.Attempts, hold: CallMaximum
@@ -154,9 +176,11 @@ class ModelActivities:
         charged = Micros(min(billed, opened.hold.cost_micros))
         overrun = Micros(billed - charged)
         async with self._database.transaction(call.tenant) as connection:
-            await attempts.settle(
-                connection, call, opened.number, "settled", cost=charged, overrun=overrun, request_id=answer.request_id
-            )
+            if (found := await attempts.recorded(connection, call)) is not None:
+                return found  # only the answer to the COMMIT was lost
+            spent = Amount(billed, usage.input_tokens + usage.output_tokens)
+            settlement = Settlement("settled", spent, request_id=answer.request_id)
+            await attempts.settle(connection, call, opened.run.payer, opened.number, _amount(opened.hold), settlement)
             problem = unusable(answer)
             outcome: ModelOutcome
             if problem is not None:
@@ -194,7 +218,8 @@ class ModelActivities:
         again = failed.failure.answer.retry_here and not failed.final and tries_left and not too_long
         async with self._database.transaction(call.tenant) as connection:
             state = "unknown" if may_be_billed else "released"
-            await attempts.settle(connection, call, opened.number, state, failure=failed.failure.kind)
+            settlement = Settlement(state, failure=failed.failure.kind)
+            await attempts.settle(connection, call, opened.run.payer, opened.number, _amount(opened.hold), settlement)
             outcome = ModelFailure(failure=failed.failure, unknown_micros=unknown)
             if not again:
                 await attempts.record(connection, call, outcome)
@@ -203,8 +228,33 @@ class ModelActivities:
             )
         if again:
             later = retry_delay(opened.number, failed.retry_after, random.random())  # noqa: S311 - spreads load, guards nothing
-            raise ApplicationError(failed.failure.message, type=failed.failure.kind, next_retry_delay=later)
+            raise ApplicationError(
+                failed.failure.message,
+                type=failed.failure.kind,
+                next_retry_delay=later,
+                category=ApplicationErrorCategory.BENIGN,  # its attempt is written down; in the log it would be a traceback a try
+            )
         return outcome
+
+
+class _TurnedAwayError(Exception):
+    """Undoes a transaction whose request the provider's gate does not let through (now, or at all)."""
+
+    def __init__(self, gate: GateId, answer: Wait | Failure) -> None:
+        super().__init__(answer)
+        self.gate = gate
+        self.answer = answer
+
+
+async def _refused(connection: Connection, call: ModelCallRequest, before: attempts.Attempts, failure: Failure) -> ModelFailure:
+    """No (further) request leaves; what earlier ones may have cost stays held."""
+    outcome = ModelFailure(failure=failure, unknown_micros=before.unknown_micros)
+    await attempts.record(connection, call, outcome)
+    return outcome
+
+
+def _amount(hold: CallMaximum) -> Amount:
+    return Amount(hold.cost_micros, hold.input_tokens + hold.output_tokens)
 
 
 def _caller(call: ModelCallRequest) -> str:

@@ -86,6 +86,14 @@ class Database:
             self._pool.terminate()
 
 
+@asynccontextmanager
+async def as_tenant(connection: Connection, tenant: TenantId, back: TenantId) -> AsyncIterator[None]:
+    """A part of `back`'s transaction that sees and writes another tenant's rows. After an error the transaction is over."""
+    await connection.execute("select set_config('app.tenant', $1, true)", tenant)
+    yield
+    await connection.execute("select set_config('app.tenant', $1, true)", back)
+
+
 async def migrate(owner_dsn: str, folder: Path = MIGRATIONS) -> list[str]:
     """Bring the schema up to date; run it as the owner role. Returns the names of the files it applied.
 

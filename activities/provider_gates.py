@@ -94,12 +94,15 @@ Judge = Callable[[Sight], Gate]
 
 
 async def ask(connection: Connection, tenant: TenantId, gate: GateId, asking: Asking) -> Wait | None:
-    """Let a request through and count it, or say why it must wait; then nothing was changed but that somebody waits."""
+    """Let a request through and count it, or say why it must wait; then nothing was changed."""
     async with _as_system(connection, tenant):
-        wait = await _admitted(connection, gate, asking)
-        if wait is not None:
-            await connection.execute(_TURNED_AWAY, *_key(gate))
-    return wait
+        return await _admitted(connection, gate, asking)
+
+
+async def turned_away(connection: Connection, tenant: TenantId, gate: GateId) -> None:
+    """Leave a trace that somebody waits: in a transaction of its own, for the one that asked is undone."""
+    async with _as_system(connection, tenant):
+        await connection.execute(_TURNED_AWAY, *_key(gate))
 
 
 async def answered(

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 from temporalio import activity
 
-from activities import audit, transcripts
+from activities import audit, ledger, transcripts
 from activities.agents import AgentCatalog, LoadedAgent
 from activities.heartbeat import heartbeating
+from activities.ledger import Payer
 from activities.postgres import Connection, Database
 from activities.prices import model_known, price_of
 from activities.providers.interface import ModelProvider
@@ -57,6 +58,7 @@ class RunRecord:
     run_id: RunId
     first_execution: str
     user: UserId
+    payer: Payer
     terms: Admitted
     agent: PinnedAgent
 
@@ -64,14 +66,17 @@ class RunRecord:
 async def load_run(connection: Connection, tenant: TenantId, run: RunId) -> RunRecord:
     """The run's row and the agent version it is bound to. Raises LookupError when it was never admitted."""
     row = await connection.fetchrow(
-        "select first_execution, user_id, terms, pinned from run join agent_version v"
-        " on v.tenant = run.tenant and v.version = run.agent_version where run.tenant = $1 and run_id = $2",
+        "select run.first_execution, run.user_id, run.terms, pinned, p.run_id as payer, p.user_id as paying_user, p.agent"
+        " from run join agent_version v on v.tenant = run.tenant and v.version = run.agent_version"
+        " join run p on p.tenant = run.tenant and p.run_id = coalesce(run.payer, run.run_id)"
+        " where run.tenant = $1 and run.run_id = $2",
         tenant, run,
     )  # fmt: skip
     if row is None:
         raise LookupError(f"there is no run {run}")
     terms, agent = Admitted.model_validate(row["terms"]), PinnedAgent.model_validate(row["pinned"])
-    return RunRecord(tenant, run, row["first_execution"], UserId(row["user_id"]), terms, agent)
+    payer = Payer(tenant, RunId(row["payer"]), UserId(row["paying_user"]), row["agent"])
+    return RunRecord(tenant, run, row["first_execution"], UserId(row["user_id"]), payer, terms, agent)
 
 
 class RunActivities:
@@ -116,6 +121,7 @@ class RunActivities:
                     if written and ending.decision is not None:
                         await _write_take_over(connection, ending, ending.decision)
                     if written:
+                        await ledger.give_back(connection, ending.tenant, result.run_id, "end")
                         body: dict[str, JsonValue] = {"status": result.status, "spend": result.spend.model_dump(mode="json")}
                         await audit.append(connection, ending.tenant, result.run_id, "run_ended", body)
 
@@ -230,10 +236,11 @@ async def _write(connection: Connection, request: AdmissionRequest, agent: Loade
         tenant, agent.version, agent.pinned.model_dump(mode="json"),
     )  # fmt: skip
     new = await connection.fetchval(
-        "insert into run (tenant, run_id, first_execution, request_digest, agent, agent_version, user_id, terms)"
-        " values ($1, $2, $3, $4, $5, $6, $7, $8) on conflict do nothing returning 1",
+        "insert into run (tenant, run_id, first_execution, request_digest, agent, agent_version, user_id, terms, payer)"
+        " values ($1, $2, $3, $4, $5, $6, $7, $8, (select coalesce(payer, run_id) from run where tenant = $1 and run_id = $9))"
+        " on conflict do nothing returning 1",
         tenant, run, request.first_execution, asked.digest(), terms.agent, agent.version, asked.user,
-        terms.model_dump(mode="json"),
+        terms.model_dump(mode="json"), request.stands_in_for,
     )  # fmt: skip
     if not new:
         return await _admitted_before(connection, request)

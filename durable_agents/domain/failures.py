@@ -53,6 +53,7 @@ class FailureKind(StrEnum):
     TOO_MANY_REPAIRS = "too_many_repairs"
     LOOP = "loop"
     ALLOWANCE_EXCEEDED = "allowance_exceeded"
+    ACCOUNT_LIMIT = "account_limit"
     UNKNOWN_AGENT = "unknown_agent"
     UNKNOWN_MODEL = "unknown_model"
     NO_PRICE = "no_price"
@@ -109,6 +110,7 @@ ANSWERS: dict[FailureKind, Answer] = {
     FailureKind.TOO_MANY_REPAIRS: Answer(_MODEL, next_model=True),
     FailureKind.LOOP: Answer(_LOGIC, told_to_model=_CIRCLES),
     FailureKind.ALLOWANCE_EXCEEDED: Answer(_LOGIC),
+    FailureKind.ACCOUNT_LIMIT: Answer(_LOGIC),
     FailureKind.UNKNOWN_AGENT: Answer(_LOGIC),
     FailureKind.UNKNOWN_MODEL: Answer(_LOGIC),
     FailureKind.NO_PRICE: Answer(_LOGIC),
@@ -142,6 +144,7 @@ MEANINGS: dict[FailureKind, str] = {
     FailureKind.TOO_MANY_REPAIRS: "The model was told about its own failure as often as it may be, and failed again.",
     FailureKind.LOOP: "The run goes round in circles: the same calls with the same results, again and again.",
     FailureKind.ALLOWANCE_EXCEEDED: "The next try could cost more than what is left of the run's budget, so it was not started.",
+    FailureKind.ACCOUNT_LIMIT: "A limit above the run (of its user, agent, tenant, or everything) has no room for the next try.",
     FailureKind.UNKNOWN_AGENT: "No folder of agents on this worker holds an agent of this name.",
     FailureKind.UNKNOWN_MODEL: "The agent names a model that the price list does not know.",
     FailureKind.NO_PRICE: "The run has a money limit, and a model of its chain has no price to hold it against.",

@@ -85,7 +85,7 @@ def _after_many_turns(state: RunState) -> Next:
 
 def _after_failure(state: RunState, failure: Failure) -> Next:
     """Tell the model about its own failure, at most twice and never the same thing twice; else give up on the model."""
-    if failure.kind is FailureKind.ALLOWANCE_EXCEEDED:
+    if failure.kind in (FailureKind.ALLOWANCE_EXCEEDED, FailureKind.ACCOUNT_LIMIT):
         return Next(step=Step.BUDGET_EXHAUSTED, failure=failure)
     told = correction(failure)
     if told and state.repairs < MAX_REPAIRS and signature(failure) not in state.mistakes:

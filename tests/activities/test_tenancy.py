@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 else:
     Own = asyncpg.Connection
 
-FORGETFUL = ("cache_entry",)  # what may be deleted: nobody's record of anything
-APPEND_ONLY = ("agent_version", "artifact", "audit_entry", "message", "model_call")
+FORGETFUL = ("cache_entry", "account_limit")  # what may be deleted: nobody's record of anything
+APPEND_ONLY = ("agent_version", "artifact", "audit_entry", "known_tenant", "ledger_entry", "message", "model_call")
 SEED = {
     "run": "('{t}', 'r', 'x', 'd', 'a', 'v', 'u', '{{}}')",
     "agent_version": "('{t}', 'v', '{{}}')",
@@ -31,6 +31,12 @@ SEED = {
     "provider_limit": "('{t}', 'p', 'm')",
     "provider_gate": "('{t}', 'p', 'm', 'key')",
     "cache_entry": "('{t}', 'k', '{{}}', now(), now())",
+    "account_limit": "('{t}', 'user', 'u', 'day', 1, 1, 'ann')",
+    "account": "('{t}', 'user', 'u', 'day', '2026-01-01')",
+    "envelope": "('{t}', 'r', '2026-01-01', 'u', 'a')",
+    "ledger_entry": "('{t}', 'r', '2026-01-01', 'draw', '1.1', 'accounts', 'rest', 1, 1)",
+    "known_tenant": "('{t}', 'n')",
+    "notification": "('{t}', 'id', 'k', 'title', 'body')",
     "audit_entry": "('{t}', 1, 'p', 'h', 1, 'r', 'e', '{{}}')",
 }
 UNPROTECTED = """

@@ -25,10 +25,9 @@ MODEL = PinnedModel(provider="anthropic", model="m", max_tokens=10, timeout=time
 CALL = RequestedCall(index=0, tool="refund", arguments={})
 TOLD = [kind for kind, answer in ANSWERS.items() if answer.told_to_model]
 FALLING_BACK = [kind for kind, answer in ANSWERS.items() if answer.next_model and not answer.told_to_model]
+OUT_OF_BUDGET = (FailureKind.ALLOWANCE_EXCEEDED, FailureKind.ACCOUNT_LIMIT)
 FINAL = [
-    kind
-    for kind, answer in ANSWERS.items()
-    if not answer.told_to_model and not answer.next_model and kind is not FailureKind.ALLOWANCE_EXCEEDED
+    kind for kind, answer in ANSWERS.items() if not answer.told_to_model and not answer.next_model and kind not in OUT_OF_BUDGET
 ]
 
 
@@ -70,6 +69,7 @@ def failed(kind: FailureKind) -> ModelFailure:
         (answer(StopReason.PAUSED), Step.ASK_AGAIN),
         (answer(StopReason.PAUSED, calls=True), Step.CALL_TOOLS),
         (failed(FailureKind.ALLOWANCE_EXCEEDED), Step.BUDGET_EXHAUSTED),
+        (failed(FailureKind.ACCOUNT_LIMIT), Step.BUDGET_EXHAUSTED),
         (answer(problem=FailureKind.ALLOWANCE_EXCEEDED), Step.BUDGET_EXHAUSTED),
     ],
 )
@@ -113,7 +113,7 @@ def test_what_no_model_can_mend_ends_the_run(kind: FailureKind) -> None:
 
 def test_every_failure_has_its_row_here() -> None:
     """A kind added later must not slip past the tables above."""
-    assert {*TOLD, *FALLING_BACK, *FINAL, FailureKind.ALLOWANCE_EXCEEDED} == set(FailureKind)
+    assert {*TOLD, *FALLING_BACK, *FINAL, *OUT_OF_BUDGET} == set(FailureKind)
     assert TOLD
     assert FALLING_BACK
     assert FINAL

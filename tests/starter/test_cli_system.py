@@ -86,6 +86,7 @@ async def started(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,  # as in a terminal: Ctrl-C goes to all of its group, and not to the tests
+        preexec_fn=_hears_signals,
     )
     try:
         yield process
@@ -93,6 +94,12 @@ async def started(
         if process.returncode is None:  # a test failed; what it started must not outlive it
             process.terminate()
         await process.communicate()
+
+
+def _hears_signals() -> None:
+    """A terminal's commands do; whatever started the tests in the background may have told them not to."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 async def line_with(process: Process, words: str) -> str:
