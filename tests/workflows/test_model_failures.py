@@ -1,5 +1,6 @@
 """Does every way a model can fail lead where the table says, without a wedge and without a needless request?"""
 
+import pytest
 from pydantic import JsonValue
 
 from durable_agents import Budget, RunStatus
@@ -28,6 +29,25 @@ async def test_a_passing_failure_is_tried_again_and_costs_nothing(world: World) 
     assert result.spend.model_calls == 1
     states = await world.rows("select state from model_attempt order by attempt")
     assert [row["state"] for row in states] == ["released", "released", "settled"]
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [BUSY, {"status": 429, "error": {"type": "rate_limit_error"}}, {"text": "lost", "bill_then_drop": True}],
+    ids=["overloaded", "rate_limited", "dropped"],
+)
+async def test_a_failure_that_is_tried_again_leaves_no_traceback_in_the_log(
+    world: World, caplog: pytest.LogCaptureFixture, trouble: JsonValue
+) -> None:
+    """In an outage that would be 40 lines a try and worker, which bury what an operator must see; the attempt's row has it."""
+    await world.script({"steps": [trouble, {"text": "done"}], "per": "global"})
+    with caplog.at_level("INFO"):
+        async with world.worker():
+            result = await (await world.start()).result()
+    assert result.status is RunStatus.COMPLETED
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []
+    (row,) = await world.rows("select failure from model_attempt where attempt = 1")
+    assert row["failure"] is not None
 
 
 async def test_after_three_tries_the_next_model_of_the_chain_answers_and_the_result_says_degraded(world: World) -> None:
