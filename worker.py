@@ -158,8 +158,9 @@ def build_worker(temporal: Client, settings: Settings, resources: Resources, *, 
     Each provider's queue is polled also without a key for it: its calls then end as `no_key`, where a queue that nobody polls
     would let them wait for ever. Model calls that were scheduled on the main queue, before there were others, are still made.
     """
-    runs = RunActivities(resources.database, resources.catalog, resources.providers)
-    models = ModelActivities(resources.database, resources.providers, key_fingerprints(settings))
+    keys = key_fingerprints(settings)
+    runs = RunActivities(resources.database, resources.catalog, resources.providers, keys)
+    models = ModelActivities(resources.database, resources.providers, keys)
     tools = ToolActivities(resources.database, resources.catalog)
     approvals = ApprovalActivities(temporal)
     everything: list[Callable[..., Any]] = [

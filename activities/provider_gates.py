@@ -6,7 +6,7 @@ is one statement. Call these last in a transaction: until it ends, nobody else p
 """
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import astuple, dataclass, fields, replace
 from datetime import datetime, timedelta
@@ -19,7 +19,7 @@ from activities.postgres import Connection
 from durable_agents.domain import provider_gates
 from durable_agents.domain.failures import Failure
 from durable_agents.domain.identifiers import TenantId
-from durable_agents.domain.provider_gates import SYSTEM_TENANT, Asking, Gate, GateId, Limits, Reason, Traffic, Wait
+from durable_agents.domain.provider_gates import SYSTEM_TENANT, Asking, Crowd, Gate, GateId, Limits, Reason, Traffic, Wait
 
 PROVIDER_BUSY = "provider_busy"
 MEMORY = timedelta(seconds=10)
@@ -64,13 +64,18 @@ from provider_gate, clock where tenant = $1 and provider = $2 and model = $3 and
 """
 """All buckets or none (GCRA). A row that another request has just changed is judged again as it is then; the wait that is said
 may be too short after that, and the call asks once more."""
+_CROWD = f"""
+select {SEEN}, {RATE.format(memory="$5")}, requests_due, tokens_due, turned_away_at
+from provider_gate full join provider_limit using (tenant, provider, model)
+where tenant = $1 and provider = $2 and model = $3 and (key = $4 or key is null)
+"""  # noqa: S608 - names of our own columns
 _GIVE_BACK = """
 update provider_gate gate set tokens_due = tokens_due - $5::interval from provider_limit as said
 where gate.tenant = $1 and gate.provider = $2 and gate.model = $3 and gate.key = $4 and tokens_due > clock_timestamp()
     and said.tenant = $1 and said.provider = $2 and said.model = $3 and said.changed_at <= $6
 """
-"""A bucket is empty from its time on: one whose time lies in the past holds no less than nothing. What was taken at another limit is
-not given back to this one."""
+"""A bucket is empty from its time on: one whose time lies in the past holds no less than nothing. What was taken at another limit
+is not given back to this one."""
 _TURNED_AWAY = """
 update provider_gate set turned_away_at = clock_timestamp()
 where tenant = $1 and provider = $2 and model = $3 and key = $4
@@ -103,6 +108,22 @@ async def turned_away(connection: Connection, tenant: TenantId, gate: GateId) ->
     """Leave a trace that somebody waits: in a transaction of its own, for the one that asked is undone."""
     async with _as_system(connection, tenant):
         await connection.execute(_TURNED_AWAY, *_key(gate))
+
+
+async def full(connection: Connection, tenant: TenantId, gates: Sequence[GateId]) -> timedelta | None:
+    """How long a start that can wait should wait, judged at the first model that operators let run; None: there is room."""
+    forced = False
+    async with _as_system(connection, tenant):
+        for gate in gates:
+            row = await connection.fetchrow(_CROWD, *_key(gate), MEMORY.total_seconds())
+            if row is None:
+                return None
+            seen = sight_of(row)
+            if not seen.limits.forced_open:
+                crowd = Crowd(row["requests_due"], row["tokens_due"], row["turned_away_at"])
+                return provider_gates.full(seen.gate, seen.limits, seen.now, crowd)
+            forced = True
+    return provider_gates.LATER if forced else None
 
 
 async def answered(

@@ -1,6 +1,7 @@
 """How is a run written down: when it is admitted, while it lives, and when it ends?"""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pydantic import JsonValue
@@ -12,6 +13,7 @@ from activities.heartbeat import heartbeating
 from activities.ledger import Payer
 from activities.postgres import Connection, Database
 from activities.prices import model_known, price_of
+from activities.provider_gates import full
 from activities.providers.interface import ModelProvider
 from activities.schemas import schema_problem
 from activities.storage_errors import storage_errors
@@ -33,6 +35,7 @@ from durable_agents.domain.failures import Failure, FailureKind
 from durable_agents.domain.identifiers import RunId, TenantId, UserId
 from durable_agents.domain.loops import USUAL_FROM, USUAL_OF
 from durable_agents.domain.model_calls import PinnedModel, Provider
+from durable_agents.domain.provider_gates import GateId
 from durable_agents.domain.runs import RunRequest, RunResult
 
 _LONGEST_PROBLEM = 500
@@ -82,10 +85,14 @@ async def load_run(connection: Connection, tenant: TenantId, run: RunId) -> RunR
 class RunActivities:
     """`admit_run` and `finish_run`."""
 
-    def __init__(self, database: Database, catalog: AgentCatalog, providers: dict[Provider, ModelProvider]) -> None:
+    def __init__(
+        self, database: Database, catalog: AgentCatalog, providers: Mapping[Provider, ModelProvider], keys: Mapping[Provider, str]
+    ) -> None:
         self._database = database
         self._catalog = catalog
         self._providers = providers
+        self._keys = keys
+        """Fingerprints."""
 
     @activity.defn
     async def admit_run(self, request: AdmissionRequest) -> AdmissionOutcome:
@@ -103,6 +110,8 @@ class RunActivities:
         async with heartbeating():
             with storage_errors():
                 async with self._database.transaction(TenantId(request.request.tenant)) as connection:
+                    if (shed := await self._shed(connection, request, terms)) is not None:
+                        return shed
                     usual = await _usual_turns(connection, TenantId(request.request.tenant), terms.agent)
                     return await _write(connection, request, agent, terms.model_copy(update={"usual_turns": usual}))
 
@@ -124,6 +133,22 @@ class RunActivities:
                         await ledger.give_back(connection, ending.tenant, result.run_id, "end")
                         body: dict[str, JsonValue] = {"status": result.status, "spend": result.spend.model_dump(mode="json")}
                         await audit.append(connection, ending.tenant, result.run_id, "run_ended", body)
+
+    async def _shed(self, connection: Connection, request: AdmissionRequest, terms: Admitted) -> Refusal | None:
+        """A refusal that leaves no trace, so that the key is still free; who was admitted before stays so."""
+        asked = request.request
+        if asked.priority != "low":
+            return None
+        tenant = TenantId(asked.tenant)
+        if await connection.fetchval("select 1 from run where tenant = $1 and run_id = $2", tenant, asked.run_id):
+            return None
+        usable = (model for model in terms.models if model.provider in self._keys)
+        gates = [GateId(model.provider, model.model, self._keys[model.provider]) for model in usable]
+        wait = await full(connection, tenant, gates)
+        if wait is None:
+            return None
+        message = f"{gates[0].provider} has no room for a low-priority run: start it again in {wait.total_seconds():.0f} s"
+        return Refusal(failure=Failure(kind=FailureKind.SHED, message=message, retry_after=wait))
 
     async def _with_input_of(self, request: AdmissionRequest, parent: RunId) -> AdmissionRequest:
         """The request with its parent's input, which lies in the parent's transcript."""

@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 from pydantic import JsonValue, ValidationError
 from temporalio.client import (
     Client,
+    WorkflowExecutionStatus,
     WorkflowFailureError,
     WorkflowHandle,
     WorkflowQueryFailedError,
@@ -105,23 +106,37 @@ class AgentClient:
     async def start(self, request: RunRequest) -> "RunHandle":
         """Start a run, or find the one this key started before.
 
+        A run of low priority can still be refused when it is admitted, because its provider has no room: it ends with a failure
+        of kind `shed`, whose `retry_after` says when to come back. It never was, so its key starts a new one.
+
         Raises:
             KeyReused: the key was used for a different request.
             InvalidRequest: the server refused the start.
             Overloaded: the run is of low priority and there is too much to do; `retry_after` says when to come back.
             NotReachable: the server is gone.
         """
-        fingerprint = request.digest()
         try:
             await self._shed(request)
+            made = await self._make(request, WorkflowIDReusePolicy.REJECT_DUPLICATE)
+            if not made and await self._was_shed(request.run_id):  # a key that was admitted is refused by the database, always
+                made = await self._make(request, WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY)
+            if not made:
+                await self._require_same_request(request)
+        except RPCError as error:
+            raise server_error(error, request.run_id) from error
+        return self.get(request.run_id)
+
+    async def _make(self, request: RunRequest, reuse: WorkflowIDReusePolicy) -> bool:
+        """Start a workflow for the run; False: there is one."""
+        try:
             await self.temporal.start_workflow(
                 WORKFLOW,
                 request,
                 id=request.run_id,
                 task_queue=self._task_queue,
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
-                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-                memo={REQUEST_DIGEST: fingerprint},
+                id_reuse_policy=reuse,
+                memo={REQUEST_DIGEST: request.digest()},
                 search_attributes=at_start(request.agent, request.tenant, RunStatus.STARTING),
                 static_summary=inert(f"{request.agent} for {request.user} ({request.tenant})", 180),
                 static_details=_details(request),
@@ -130,10 +145,8 @@ class AgentClient:
                 rpc_timeout=CALL_TIMEOUT,
             )
         except WorkflowAlreadyStartedError:
-            await self._require_same_request(request.run_id, fingerprint)
-        except RPCError as error:
-            raise server_error(error, request.run_id) from error
-        return self.get(request.run_id)
+            return False
+        return True
 
     async def start_new(
         self,
@@ -176,10 +189,19 @@ class AgentClient:
         if wait is not None:
             raise Overloaded(f"too much is waiting for a low-priority run: try again in {wait.total_seconds():.0f} s", wait)
 
-    async def _require_same_request(self, run: RunId, fingerprint: str) -> None:
+    async def _was_shed(self, run: RunId) -> bool:
+        """Was this run refused for want of room, before anything was written?"""
+        description = await self.temporal.get_workflow_handle(run).describe(rpc_timeout=CALL_TIMEOUT)
+        if description.status is not WorkflowExecutionStatus.FAILED:
+            return False
+        failure = (await self.get(run).result()).failure
+        return failure is not None and failure.kind is FailureKind.SHED
+
+    async def _require_same_request(self, request: RunRequest) -> None:
+        run = request.run_id
         description = await self.temporal.get_workflow_handle(run).describe(rpc_timeout=CALL_TIMEOUT)
         started_with = (await description.memo()).get(REQUEST_DIGEST)
-        if started_with != fingerprint:
+        if started_with != request.digest():
             raise KeyReused(
                 f"{run} was already started with a different request; use another idempotency key, or the same request again"
             )

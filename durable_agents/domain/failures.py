@@ -8,9 +8,8 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
 from durable_agents.domain.canonical import Words
+from durable_agents.domain.compact import Compact
 
 
 class FailureClass(StrEnum):
@@ -62,6 +61,7 @@ class FailureKind(StrEnum):
     INVALID_INPUT = "invalid_input"
     BUDGET_ABOVE_AGENT = "budget_above_agent"
     KEY_REUSED = "key_reused"
+    SHED = "shed"
     CONSENT_MISMATCH = "consent_mismatch"
     INTERNAL = "internal"
 
@@ -118,6 +118,7 @@ ANSWERS: dict[FailureKind, Answer] = {
     FailureKind.INVALID_INPUT: Answer(_LOGIC),
     FailureKind.BUDGET_ABOVE_AGENT: Answer(_LOGIC),
     FailureKind.KEY_REUSED: Answer(_LOGIC),
+    FailureKind.SHED: Answer(_TRANSIENT),
     FailureKind.CONSENT_MISMATCH: Answer(_PERMANENT),
     FailureKind.INTERNAL: Answer(_PERMANENT, Billed.UNKNOWN),
 }
@@ -153,18 +154,20 @@ MEANINGS: dict[FailureKind, str] = {
     FailureKind.INVALID_INPUT: "The run's input does not fit the agent's input schema.",
     FailureKind.BUDGET_ABOVE_AGENT: "The run asks for a larger budget than its agent allows.",
     FailureKind.KEY_REUSED: "The idempotency key was used before, for a different call.",
+    FailureKind.SHED: "A low-priority run was not let in, because its provider has no room; its key is free for another start.",
     FailureKind.CONSENT_MISMATCH: "What would be executed is not what was approved.",
     FailureKind.INTERNAL: "A bug of ours, or an error nobody has classified yet.",
 }
 """What each kind says has happened, in one sentence, for `docs/failures.md` and whoever reads a failed run."""
 
 
-class Failure(BaseModel):
+class Failure(Compact):
     """A classified failure. `message` is one line for people: cause and remedy, no secrets, no untrusted control characters."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: FailureKind
     message: Words
+    retry_after: timedelta | None = None
+    """When what failed should be tried again by who asked for it; None: nobody knows, or it makes no difference."""
 
     @property
     def answer(self) -> Answer:

@@ -41,6 +41,10 @@ PACE_BURST = timedelta(seconds=1)
 """Calls look again after a second at the earliest: with no burst half of the pace would be lost between them."""
 SHORTEST_DELAY, LONGEST_DELAY, LONGEST_UNKNOWN = timedelta(seconds=1), timedelta(seconds=10), timedelta(seconds=5)
 """Of a waiting call: it looks again at least every ten seconds or so, because an operator may have changed something."""
+QUEUED = timedelta(seconds=15)
+"""Who was turned away within so long waits still: it looks again at the latest then."""
+SOONEST, LATER, LATEST = timedelta(seconds=5), timedelta(seconds=30), timedelta(minutes=10)
+"""When a start that was refused should come again: within these bounds; `LATER` when nobody knows how long it takes."""
 ZERO = timedelta(0)
 
 
@@ -133,6 +137,14 @@ class Traffic(NamedTuple):
     per_second: float
 
 
+class Crowd(NamedTuple):
+    """Who is before a request that comes now: when its buckets are empty again, and when somebody was last made to wait."""
+
+    requests_due: datetime | None
+    tokens_due: datetime | None
+    turned_away_at: datetime | None
+
+
 class Asking(NamedTuple):
     """A call that wants to send a request, with the most it can use and the longest it can take."""
 
@@ -218,6 +230,18 @@ def draws(gate: Gate, limits: Limits, now: datetime, tokens: int) -> tuple[Draw 
     )
 
 
+def full(gate: Gate, limits: Limits, now: datetime, crowd: Crowd) -> timedelta | None:
+    """How long a start that can wait should wait: nothing may leave now, or others wait already. None: there is room."""
+    longest = max(
+        gate.paused(now),
+        LATER if gate.open_until is not None else ZERO,
+        LATER if crowd.turned_away_at is not None and now < crowd.turned_away_at + QUEUED else ZERO,
+        _over(crowd.requests_due, limits.requests_per_minute, now),
+        _over(crowd.tokens_due, limits.tokens_per_minute, now),
+    )
+    return min(max(longest, SOONEST), LATEST) if longest > ZERO else None
+
+
 def given_back(limits: Limits, taken: int, used: int, since: timedelta) -> timedelta:
     """What an answer gives back to the bucket of tokens, as time: what its request took `since` ago and did not use.
 
@@ -256,6 +280,11 @@ def _measured(gate: Gate, now: datetime, traffic: Traffic) -> Gate:
     begun = gate.recovering_since  # which may lie ahead: at the end of a pause
     before = gate.steady_per_second if begun is not None and now < begun + SLOW_START else 0.0
     return replace(gate, steady_per_second=max(before, traffic.per_second))
+
+
+def _over(due: datetime | None, per_minute: int | None, now: datetime) -> timedelta:
+    """How long until the smallest request may leave."""
+    return ZERO if due is None or per_minute is None else due - BURST - now
 
 
 def _draw(amount: int, per_minute: int | None) -> Draw | None:

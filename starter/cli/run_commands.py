@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from durable_agents.client import RunHandle
+from durable_agents.domain.failures import FailureKind
 from durable_agents.domain.runs import RunRequest, RunResult, RunStatus
 from durable_agents.domain.tools import describe_errors
 from durable_agents.errors import InvalidRequest, NotFound
@@ -84,6 +85,8 @@ async def _follow(session: Session, connection: Connection, handle: RunHandle) -
 def _ending(result: RunResult) -> ExitCode:
     if result.status is RunStatus.FAILED and result.failure is not None:
         say(f"error: {result.run_id} failed ({result.failure.kind}): {result.failure.message}")
+        if result.failure.kind is FailureKind.SHED:
+            return ExitCode.OVERLOADED
     return ENDINGS[result.status]
 
 

@@ -11,15 +11,21 @@ from hypothesis import strategies as st
 from durable_agents.domain import provider_gates
 from durable_agents.domain.failures import ANSWERS, Failure, FailureKind, retry_delay
 from durable_agents.domain.provider_gates import (
+    BURST,
     LAST_TRY_GRACE,
+    LATER,
+    LATEST,
     LONGEST_LEASE,
     LONGEST_WAIT,
     PATIENCE,
+    QUEUED,
     SLOW_START,
+    SOONEST,
     TOLERATED_FAILURES,
     WINDOW,
     Asking,
     BreakerState,
+    Crowd,
     Gate,
     GateId,
     Limits,
@@ -256,6 +262,34 @@ def test_counting_what_was_used_no_minute_has_more_than_the_limit_and_what_was_u
         under_way = sum(most - used for at, most, used, until in taken if at < begin <= until < at + 60)
         largest = max(most for most, _ in inside)
         assert sum(used for _, used in inside) <= max(1000, 900 + largest) + under_way + 1
+
+
+BOTH = Limits(requests_per_minute=60, tokens_per_minute=1000)
+NOBODY = Crowd(None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("gate", "limits", "crowd", "wait"),
+    [
+        (Gate(), BOTH, NOBODY, None),
+        (Gate(paused_until=NOW + 100 * SECOND), FREE, NOBODY, 100 * SECOND),
+        (Gate(paused_until=NOW + SECOND), FREE, NOBODY, SOONEST),
+        (Gate(paused_until=NOW + 3600 * SECOND), FREE, NOBODY, LATEST),
+        (Gate(paused_until=NOW - SECOND), FREE, NOBODY, None),
+        (opened(), FREE, NOBODY, LATER),
+        (Gate(), BOTH, Crowd(NOW + BURST, NOW + BURST, None), None),
+        (Gate(), BOTH, Crowd(NOW + BURST + 20 * SECOND, None, None), 20 * SECOND),
+        (Gate(), BOTH, Crowd(None, NOW + BURST + 40 * SECOND, None), 40 * SECOND),
+        (Gate(), FREE, Crowd(NOW + 60 * SECOND, NOW + 60 * SECOND, None), None),  # of limits that were cleared
+        (Gate(), FREE, Crowd(None, None, NOW - QUEUED), None),
+        (Gate(), FREE, Crowd(None, None, NOW - QUEUED + SECOND), LATER),
+    ],
+)
+def test_there_is_no_room_where_nothing_may_leave_or_others_wait(
+    gate: Gate, limits: Limits, crowd: Crowd, wait: timedelta | None
+) -> None:
+    """Low-priority runs are refused on it, so it must neither miss a provider in trouble nor invent one."""
+    assert provider_gates.full(gate, limits, NOW, crowd) == wait
 
 
 @given(st.floats(0, 10_000), st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))

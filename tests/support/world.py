@@ -125,6 +125,14 @@ class World:
         finally:
             await connection.close()
 
+    async def change(self, statement: str, *arguments: object) -> None:
+        """Move a time, or make a state, instead of waiting for it."""
+        connection = await asyncpg.connect(self.database.admin)
+        try:
+            await connection.execute(statement, *arguments)
+        finally:
+            await connection.close()
+
     async def start(
         self,
         input: dict[str, JsonValue] | None = None,  # noqa: A002 - the field's name
