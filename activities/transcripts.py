@@ -10,9 +10,10 @@ import asyncpg
 
 from activities.postgres import Connection
 from durable_agents.domain.artifacts import PREVIEW, belongs_in_artifact
-from durable_agents.domain.canonical import canonical_json, digest
+from durable_agents.domain.canonical import digest
 from durable_agents.domain.identifiers import Digest, RunId, TenantId
 from durable_agents.domain.messages import Block, Message, TextBlock, ToolResultBlock
+from durable_agents.domain.prices import most_tokens
 
 CORRECTIONS = 1000
 """Positions from here on hold what the model was told before a call; tool results of a turn stand below."""
@@ -26,7 +27,7 @@ class StoredMessage:
     position: int
     message: Message
     size: int
-    """Bytes of its canonical JSON with everything in it: what bounds its tokens."""
+    """Bytes of its JSON with everything in it, in the longest spelling: what bounds its tokens (`most_tokens`)."""
 
 
 async def put(connection: Connection, tenant: TenantId, run: RunId, turn: int, position: int, message: Message) -> StoredMessage:
@@ -36,7 +37,7 @@ async def put(connection: Connection, tenant: TenantId, run: RunId, turn: int, p
         RuntimeError: another message stands there. Going on would leave history and transcript with different answers.
     """
     whole = message.model_dump(mode="json")
-    size = len(canonical_json(whole))
+    size = most_tokens(whole)
     blocks = [await _lighten(connection, tenant, block) for block in message.blocks]
     body = message.model_copy(update={"blocks": tuple(blocks)}).model_dump(mode="json")
     key = digest(whole)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from durable_agents.domain.compact import Compact
 from durable_agents.domain.failures import Failure
 from durable_agents.domain.identifiers import Digest, Micros, RunId, TenantId
-from durable_agents.domain.prices import CallMaximum, Price, Usage, input_token_bound, maximum
+from durable_agents.domain.prices import FRAMING_TOKENS_PER_MESSAGE, CallMaximum, Price, Usage, input_token_bound, maximum
 
 Provider = Literal["anthropic", "openai"]
 
@@ -144,8 +144,15 @@ class ModelAnswer(Compact):
 
     @property
     def counted_tokens(self) -> int:
-        """What this answer and everything before it count as input of the next call."""
-        return self.usage.input_tokens + self.usage.output_tokens if self.cached_tokens is None else self.cached_tokens
+        """The most that this answer and everything before it count as input of the next call.
+
+        As input the answer is written anew, so it is bounded like any other message; what was counted as output counts if that is
+        more, e.g. with reasoning that is sent back.
+        """
+        if self.cached_tokens is not None:
+            return self.cached_tokens
+        again = self.message_bytes + FRAMING_TOKENS_PER_MESSAGE
+        return self.usage.input_tokens + max(self.usage.output_tokens, again)
 
 
 class ModelFailure(Compact):

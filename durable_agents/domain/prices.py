@@ -4,9 +4,11 @@ All amounts are integer micro-dollars; rates are micro-dollars per million token
 admitted, so a price that changes later never changes a recorded cost.
 """
 
+import json
+import unicodedata
 from decimal import Context, Decimal, Inexact, InvalidOperation
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from durable_agents.domain.compact import Compact
 from durable_agents.domain.identifiers import Micros
@@ -105,11 +107,24 @@ def maximum(price: Price, input_tokens: int, max_output_tokens: int) -> CallMaxi
     return CallMaximum(cost_micros=Micros(-(-total // MILLION)), input_tokens=input_tokens, output_tokens=max_output_tokens)
 
 
+def most_tokens(value: JsonValue) -> int:
+    """The most tokens a value can have in a request: one per UTF-8 byte of its JSON, with the spaces a provider may put into it.
+
+    Of three spellings the longest counts, for some tokenizers normalise what they read (Anthropic's published one to NFKC), and
+    there are characters that normal forms make longer, up to eleven times (U+FDFA). NFD is left out: no provider's is known to
+    take it apart like that, and it would hold three times as much for Korean.
+    """
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    if text.isascii():
+        return len(text)
+    return max(len(form.encode()) for form in (text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFKC", text)))
+
+
 def input_token_bound(counted_tokens: int, bytes_since: int, messages_since: int) -> int:
     """An upper bound of the next call's input tokens.
 
-    What the provider counted for the previous call and its answer, plus one token per UTF-8 byte added since: a byte-level
-    tokenizer cannot produce more tokens than bytes. Framing is covered per message, hidden tool instructions once.
+    What the provider counted for the previous call and its answer, plus one token per byte (`most_tokens`) added since: a
+    byte-level tokenizer cannot produce more tokens than bytes. Framing is covered per message, hidden tool instructions once.
     """
     hidden = 0 if counted_tokens else TOOLS_PROMPT_TOKENS
     return counted_tokens + bytes_since + messages_since * FRAMING_TOKENS_PER_MESSAGE + hidden

@@ -15,6 +15,7 @@ from durable_agents.domain.canonical import inert
 from durable_agents.domain.failures import Failure
 from durable_agents.domain.identifiers import ApprovalId, RunId
 from durable_agents.domain.model_calls import ContextSize, ModelAnswer, ModelFailure, RequestedCall
+from durable_agents.domain.prices import most_tokens
 from durable_agents.domain.routing import routed_model
 from durable_agents.domain.runs import BudgetRaise, CancelRequest, RejectedMessage, RunRequest, RunResult, TimelineEntry
 from durable_agents.domain.tool_calls import ToolSettled
@@ -188,7 +189,7 @@ def told_long(state: RunState, correction: str) -> RunState:
 
 def told(state: RunState, correction: str) -> RunState:
     """The model will read this before its next answer."""
-    return state.model_copy(update={"correction": correction, "context": state.context.plus(len(correction.encode()))})
+    return state.model_copy(update={"correction": correction, "context": state.context.plus(most_tokens(correction))})
 
 
 def next_model(state: RunState, now: datetime) -> RunState:

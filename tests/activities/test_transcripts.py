@@ -10,9 +10,10 @@ from pydantic import JsonValue
 from activities.postgres import Database
 from activities.transcripts import CORRECTIONS, get_artifact, load, load_one, put, put_artifact
 from durable_agents.domain.artifacts import INLINE_LIMIT, PREVIEW
-from durable_agents.domain.canonical import canonical_json, digest, escape_json, escape_text, restore_text
+from durable_agents.domain.canonical import digest, escape_json, escape_text, restore_text
 from durable_agents.domain.identifiers import RunId, TenantId
 from durable_agents.domain.messages import Message, OpaqueBlock, TextBlock, ToolCallBlock, ToolResultBlock
+from durable_agents.domain.prices import most_tokens
 from tests.support.world import TestDatabase
 
 ACME, RIVAL, RUN = TenantId("acme"), TenantId("rival"), RunId("run:acme:k")
@@ -96,7 +97,7 @@ async def test_a_large_text_lies_in_an_artifact_and_comes_back_whole(opened: Dat
         found = await load_one(connection, ACME, RUN, 1, 0)
         assert found == put_
         assert found.message == message
-        assert found.size == len(canonical_json(message.model_dump(mode="json"))) > 200_000
+        assert found.size == most_tokens(message.model_dump(mode="json")) > 200_000
         assert await get_artifact(connection, ACME, digest(large)) == large
         body = await connection.fetchval("select body from message")
         row_size = await connection.fetchval("select octet_length(body::text) from message")

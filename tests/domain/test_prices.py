@@ -1,12 +1,16 @@
 """Is the cost of a call right to the micro-dollar, and is its maximum really one?"""
 
+import json
+import unicodedata
 from decimal import Decimal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
+from durable_agents.domain.identifiers import Micros
+from durable_agents.domain.model_calls import ContextSize, ModelAnswer, StopReason
 from durable_agents.domain.prices import (
     Price,
     PriceTier,
@@ -16,6 +20,7 @@ from durable_agents.domain.prices import (
     format_usd,
     input_token_bound,
     maximum,
+    most_tokens,
     usd_to_micros,
 )
 
@@ -87,6 +92,52 @@ def test_the_input_bound_grows_by_a_token_a_byte() -> None:
     """A byte-level tokenizer cannot make more tokens than there are bytes; less would be an estimate, not a ceiling."""
     assert input_token_bound(1000, 10, 1) - input_token_bound(1000, 0, 1) == 10
     assert input_token_bound(0, 0, 0) > 0
+
+
+_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | _TEXT,
+    lambda inner: (
+        st.lists(inner, max_size=5) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=5)
+    ),
+    max_leaves=20,
+)
+
+
+@UNHURRIED
+@given(value=_JSON)
+@example("\ufdfa" * 1000)
+@example(["\ufdfa\U0001d1bd", {"a": [1, 2, 3]}])
+def test_no_spelling_of_a_value_has_more_bytes_than_it_may_have_tokens(value: JsonValue) -> None:
+    """Anthropic's published tokenizer reads NFKC: U+FDFA has 3 bytes and makes 15 tokens of it, five times a hold of its bytes."""
+    for separators in ((",", ":"), (", ", ": ")):
+        text = json.dumps(value, ensure_ascii=False, separators=separators)
+        for spelt in (text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFKC", text)):
+            assert len(spelt.encode()) <= most_tokens(value)
+
+
+def test_what_is_counted_by_bytes_stays_tight_for_every_script() -> None:
+    """A bound that holds three times as much for Korean or German would stop their runs at a third of the budget."""
+    for text in ("plain English", "Größe und Übermaß", "订单已发货", "환불을 요청했습니다", "धनवापसी"):
+        assert most_tokens(text) == len(text.encode()) + 2
+
+
+def test_an_answer_that_is_written_anew_as_input_stays_below_the_bound() -> None:
+    """A model writes `1e5`, and 100000.0 is sent back: what was counted as output is no bound of the same answer as input."""
+    answer = ModelAnswer(
+        stop=StopReason.TOOL_CALLS,
+        text="",
+        calls=(),
+        usage=Usage(input_tokens=1_000, output_tokens=300),
+        cost_micros=Micros(0),
+        message_bytes=900,
+        head="",
+        model="m",
+    )
+    context = ContextSize().plus(5_000).plus(answer.message_bytes).counted(0, answer.counted_tokens)
+    assert context.bound(0) >= 1_000 + 900
+    thoughtful = answer.model_copy(update={"usage": Usage(input_tokens=1_000, output_tokens=4_000)})
+    assert thoughtful.counted_tokens == 5_000, "reasoning that is sent back counts as it was counted"
 
 
 def test_money_is_exact_or_refused() -> None:
