@@ -166,7 +166,7 @@ def retry_after(headers: Mapping[str, str], *, now: datetime) -> timedelta | Non
 def _until(date: str, now: datetime) -> timedelta | None:
     try:
         when = parsedate_to_datetime(date)
-    except ValueError:
+    except (ValueError, OverflowError):  # a year or a zone of twenty digits overflows a C integer
         return None
     aware = when if when.tzinfo else when.replace(tzinfo=UTC)
     return _capped((aware - now).total_seconds()) if aware > now else None

@@ -4,7 +4,7 @@ Identical calls with identical results are the commonest way to burn a night's m
 stopped with the evidence.
 """
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 LONGEST_CYCLE = 4
 """Calls in the longest pattern that is looked for (a, b, c, d, a, b, c, d, …)."""
@@ -23,6 +23,14 @@ class LoopGuard(BaseModel):
     """So many times the turns that runs of this agent usually take, and the model is told, once."""
     too_long: int = Field(default=6, ge=3, le=1000)
     """So many times, and the run ends as failed(loop)."""
+
+    @model_validator(mode="after")
+    def _told_before_stopped(self) -> "LoopGuard":
+        if self.warn >= self.stop:
+            raise ValueError(f"warn ({self.warn}) must be below stop ({self.stop}), or the model is never told")
+        if self.long >= self.too_long:
+            raise ValueError(f"long ({self.long}) must be below too_long ({self.too_long}), or the model is never told")
+        return self
 
     @property
     def remembered(self) -> int:

@@ -46,6 +46,8 @@ def test_whatever_is_sent_becomes_one_classified_line(status: int, body: JsonVal
         ("Fri, 20 Nov 2026 11:59:59 GMT", None),
         ("Sat, 20 Nov 2027 12:00:00 GMT", MAX_RETRY_AFTER),
         ("Fri, 99 Nov 2026 12:00:30 GMT", None),
+        ("Fri, 20 Nov 99999999999999999999 12:00:30 GMT", None),
+        ("Fri, 20 Nov 2026 12:00:30 +99999999999999999999", None),
         ("2.5", timedelta(seconds=2.5)),
         (" 3 ", timedelta(seconds=3)),
         ("1e3", None),
