@@ -43,9 +43,9 @@ select {names} grouping({first}) = 1 as is_total,
     sum((usage ->> 'cached_input_tokens')::bigint) as cached_input_tokens,
     sum((usage ->> 'output_tokens')::bigint) as output_tokens,
     count(distinct run_id) as runs,
-    count(distinct run_id) filter (where status in ('completed', 'degraded')) as completed
+    count(distinct run_id) filter (where status in ('completed', 'degraded') and payer is null) as completed
 from (
-    select {columns}, a.run_id, a.state, a.hold_micros, a.cost_micros, a.overrun_micros, r.status,
+    select {columns}, a.run_id, a.state, a.hold_micros, a.cost_micros, a.overrun_micros, r.status, r.payer,
         case when not exists (select from model_attempt as later where later.tenant = a.tenant and later.run_id = a.run_id
                               and later.call = a.call and later.attempt > a.attempt)
              then c.outcome -> 'usage' end as usage

@@ -83,7 +83,7 @@ class Spending:
     runs: int | None
     """Distinct runs that made a request here; None where groups were thrown together, for a run can be in several."""
     completed: int | None
-    """Those of them that ended completed or degraded."""
+    """Those of them that ended completed or degraded; a run that stood in for another is no task of its own."""
 
     @property
     def per_completed_micros(self) -> Micros | None:

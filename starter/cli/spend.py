@@ -16,6 +16,7 @@ import asyncpg
 from pydantic import JsonValue
 
 from activities import spending
+from activities.account_limits import known_tenants
 from activities.postgres import Database, DatabaseError
 from activities.spending import Wanted
 from durable_agents.domain.identifiers import Micros, TenantId
@@ -54,6 +55,7 @@ class Asked:
     """What the person typed, unread."""
 
     tenants: tuple[str, ...]
+    """Empty: all there are."""
     since: str | None = None
     until: str | None = None
     agent: str | None = None
@@ -77,17 +79,24 @@ class Asked:
     def _run(self) -> str | None:
         if self.run is None:
             return None
-        if len(self.tenants) > 1 and not self.run.startswith("run:"):
+        if len(self.tenants) != 1 and not self.run.startswith("run:"):
             raise CliError(f"--run {self.run} is a key of which tenant: give run:<tenant>:<key>, or one --tenant")
-        return full_run_id(self.run, self.tenants[0])
+        return full_run_id(self.run, self.tenants[0] if self.tenants else "")
 
-    def names(self) -> tuple[TenantId, ...]:
-        """The tenants, each once.
+    async def names(self, database: Database) -> list[TenantId]:
+        """The tenants, each once."""
+        return [TenantId(name) for name in dict.fromkeys(self.tenants)] or await known_tenants(database)
 
-        Raises:
-            CliError: one cannot be a tenant.
-        """
-        return tuple(dict.fromkeys(TenantId(read_name(name, "a tenant")) for name in self.tenants))
+
+def named(tenants: list[str] | None, *, all_tenants: bool) -> tuple[str, ...]:
+    """The tenants that are meant, none for all.
+
+    Raises:
+        CliError: one cannot be a tenant, or some and all are meant.
+    """
+    if all_tenants and tenants:
+        raise CliError("--tenant and --all-tenants contradict each other: give one of them")
+    return () if all_tenants else tuple(read_name(name, "a tenant") for name in tenants or ["default"])
 
 
 async def show(session: Session, asked: Asked, by: str, top: int | None, layout: str | None) -> ExitCode:
@@ -97,11 +106,11 @@ async def show(session: Session, asked: Asked, by: str, top: int | None, layout:
         grouping = dimensions(by)
     except ValueError as error:
         raise CliError(f"--by: {error}") from None
-    tenants, wanted = asked.names(), asked.wanted(datetime.now(UTC))
+    wanted = asked.wanted(datetime.now(UTC))
     groups: list[Spending] = []
     amounts, runs, completed = Amounts(), 0, 0
     async with _database() as database:
-        for tenant in tenants:
+        for tenant in await asked.names(database):
             async with database.transaction(tenant) as connection:
                 found, everything = await spending.grouped(connection, tenant, grouping, wanted)
             groups = _merged(groups, found)
@@ -169,11 +178,11 @@ def _short(dimension: Dimension, name: str) -> str:
 async def anomalies(session: Session, asked: Asked, factor: int, at_least: str, layout: str | None) -> ExitCode:
     """List runs far above their agent's norm."""
     form, least = _form(session, layout), _least(at_least)
-    tenants, wanted = asked.names(), asked.wanted(datetime.now(UTC))
+    wanted = asked.wanted(datetime.now(UTC))
     found: list[Anomaly] = []
     judged, without_norm = 0, set[str]()
     async with _database() as database:
-        for tenant in tenants:
+        for tenant in await asked.names(database):
             async with database.transaction(tenant) as connection:
                 runs = await spending.runs(connection, tenant, wanted)
                 norms = {agent: norm(await spending.latest(connection, tenant, agent)) for agent in {run.agent for run in runs}}

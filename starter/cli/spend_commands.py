@@ -15,6 +15,7 @@ Tenants = Annotated[
     list[str] | None,
     typer.Option("--tenant", help="Of this tenant; repeat it for several. `default` if absent.", metavar="TENANT"),
 ]
+AllTenants = Annotated[bool, typer.Option("--all-tenants", help="Of every tenant that the ledger knows.")]
 Grouping = Annotated[
     str, typer.Option("--by", help="tenant, user, agent, version, run, step, model, provider, tool, day; several as user,model.")
 ]
@@ -38,6 +39,7 @@ def show(
     since: Since = None,
     until: Until = None,
     tenants: Tenants = None,
+    all_tenants: AllTenants = False,
     agent: AgentFilter = None,
     user: UserFilter = None,
     run: RunFilter = None,
@@ -47,12 +49,14 @@ def show(
 ) -> ExitCode:
     """Show what was spent on models, on what; needs no worker. Every request to a provider stands in exactly one group."""
     if context.invoked_subcommand is not None:
-        if by != "agent" or as_json or any((since, until, tenants, agent, user, run, top, layout)):
+        if by != "agent" or as_json or any((since, until, tenants, all_tenants, agent, user, run, top, layout)):
             raise CliError("options of `spend anomalies` stand behind it: write spend anomalies --tenant …")
         return ExitCode.OK
     from starter.cli import spend  # noqa: PLC0415 - import time
 
-    asked = spend.Asked(tenants=tuple(tenants or ["default"]), since=since, until=until, agent=agent, user=user, run=run)
+    asked = spend.Asked(
+        tenants=spend.named(tenants, all_tenants=all_tenants), since=since, until=until, agent=agent, user=user, run=run
+    )
     return asyncio.run(spend.show(Session(None, as_json), asked, by, top, layout))
 
 
@@ -62,6 +66,7 @@ def anomalies(
     since: Since = None,
     until: Until = None,
     tenants: Tenants = None,
+    all_tenants: AllTenants = False,
     agent: AgentFilter = None,
     user: UserFilter = None,
     factor: Factor = 5,
@@ -72,5 +77,5 @@ def anomalies(
     """List the runs, ended or not, whose cost or tokens are far above their agent's norm."""
     from starter.cli import spend  # noqa: PLC0415 - import time
 
-    asked = spend.Asked(tenants=tuple(tenants or ["default"]), since=since, until=until, agent=agent, user=user)
+    asked = spend.Asked(tenants=spend.named(tenants, all_tenants=all_tenants), since=since, until=until, agent=agent, user=user)
     return asyncio.run(spend.anomalies(Session(None, as_json), asked, factor, at_least, layout))

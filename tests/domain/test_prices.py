@@ -109,7 +109,7 @@ _JSON = st.recursive(
 @example("\ufdfa" * 1000)
 @example(["\ufdfa\U0001d1bd", {"a": [1, 2, 3]}])
 def test_no_spelling_of_a_value_has_more_bytes_than_it_may_have_tokens(value: JsonValue) -> None:
-    """Anthropic's published tokenizer reads NFKC: U+FDFA has 3 bytes and makes 15 tokens of it, five times a hold of its bytes."""
+    """Anthropic's published tokenizer reads NFKC: U+FDFA has 3 bytes and becomes 15 tokens, five times a hold of bytes."""
     for separators in ((",", ":"), (", ", ": ")):
         text = json.dumps(value, ensure_ascii=False, separators=separators)
         for spelt in (text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFKC", text)):

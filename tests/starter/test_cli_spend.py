@@ -242,6 +242,31 @@ async def test_a_tenant_is_never_shown_anothers_spending(
     assert cli("--tenant", "acme", "--json").out == mine
 
 
+async def test_a_run_that_stood_in_is_paid_for_but_no_task_of_its_own(cli: Cli, database: TestDatabase) -> None:
+    """Two completed runs for one task would halve what the task cost."""
+    for agent in ("clerk", "substitute"):
+        await ended(agent, 1, 500).write(database)
+    connection = await asyncpg.connect(database.admin)
+    await connection.execute("update run set payer = 'run:acme:clerk-1' where run_id = 'run:acme:substitute-1'")
+    await connection.close()
+    told = json.loads(cli("--tenant", "acme", "--json").out)
+    assert (told["total"]["runs"], told["total"]["completed"], told["total"]["per_completed_micros"]) == (2, 1, 1000)
+    assert {group["agent"]: group["completed"] for group in told["groups"]} == {"clerk": 1, "substitute": 0}
+
+
+async def test_every_tenant_that_the_ledger_knows_can_be_added_up(cli: Cli, database: TestDatabase) -> None:
+    """Finance pays one invoice for all of them; a list that somebody must keep would lack the newest."""
+    await generated(8, "acme").write(database)
+    await generated(9, "beta").write(database)
+    connection = await asyncpg.connect(database.admin)
+    await connection.executemany("insert into known_tenant values ('*', $1)", [("acme",), ("beta",)])
+    await connection.close()
+    told = json.loads(cli("--all-tenants", "--by", "tenant", "--json").out)
+    assert {group["tenant"] for group in told["groups"]} == {"acme", "beta"}
+    assert {name: told["total"][name] for name in AMOUNTS} == await sums(database)
+    assert "runs are above" in cli("anomalies", "--all-tenants").out
+
+
 def ended(agent: str, number: int, cost: int, status: str = "completed") -> Rows:
     """One run with one request of so much."""
     run, over = f"run:acme:{agent}-{number}", None if status == "running" else NOON - timedelta(minutes=number)
@@ -292,6 +317,9 @@ MISTAKES = [
     (("--top", "0"), "--top"),
     (("--format", "xml"), "use table, csv, json"),
     (("--format", "csv", "--json"), "contradict each other"),
+    (("--tenant", "acme", "--all-tenants"), "contradict each other"),
+    (("--run", "k", "--all-tenants"), "is a key of which tenant"),
+    (("--all-tenants", "anomalies"), "stand behind it"),
     (("--tenant", "acme", "anomalies"), "stand behind it"),
     (("anomalies", "--factor", "1"), "--factor"),
     (("anomalies", "--at-least", "NaN"), "is no amount of dollars"),

@@ -72,6 +72,8 @@ async def test_spend_is_the_providers_bill_by_every_user_agent_and_step(
     ]
     assert (total["unknown_micros"], total["overrun_micros"], total["completed"]) == (0, 0, 3)
     assert total["per_completed_micros"] == -(-sum(bill.values()) // 3)
+    (ledger,) = await world.rows("select sum(spent_micros) as cost_micros, sum(unknown_micros) as unknown_micros from envelope")
+    assert {name: total[name] for name in ledger.keys()} == dict(ledger), "the ledger and the journal agree"  # noqa: SIM118
     by_run = spend(world, capsys, monkeypatch, "--by", "user,agent,run")["groups"]
     told = {group["run"]: (group["user"], group["agent"], group["cost_micros"]) for group in by_run}
     assert told == {
@@ -98,6 +100,8 @@ async def test_what_spend_does_not_know_it_shows_as_held_and_the_bill_lies_betwe
     assert total["calls"] == 2
     assert total["cost_micros"] < bill <= total["cost_micros"] + total["unknown_micros"]
     assert total["unknown_micros"] == result.spend.unknown_micros
+    (ledger,) = await world.rows("select sum(spent_micros) as cost_micros, sum(unknown_micros) as unknown_micros from envelope")
+    assert (total["cost_micros"], total["unknown_micros"]) == tuple(ledger)
 
 
 def priced(folder: Path, dollars: str) -> None:
