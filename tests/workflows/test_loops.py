@@ -1,7 +1,9 @@
 """Does a run that goes in circles, or a model that repeats its mistake, come to an end with the evidence?"""
 
 from durable_agents import RunStatus
+from durable_agents.domain.approvals import ApprovalKind
 from tests.support.scripts import Call, turns
+from tests.support.waiting import pending
 from tests.support.world import World
 
 AGAIN: Call = ("echo", {"text": "again"})
@@ -69,4 +71,22 @@ async def test_a_run_far_longer_than_usual_is_told_and_then_stopped(world: World
     assert "where 2 are usual" in result.explanation
     told = await world.rows("select turn from message where position >= 1000 and body::text like '%Come to an end soon%'")
     assert [row["turn"] for row in told] == [15]
+    await world.replay(run)
+
+
+async def test_mistakes_go_from_model_to_model_to_a_human_and_then_to_a_typed_end(world: World) -> None:
+    """The whole way down, in its order: told, next model, told, a person; and a person who says no leaves the mistake's name."""
+    await world.script(turns(*[("nonsense", {})] * 4))
+    async with world.worker():
+        run = await world.start(agent="router")
+        (question,) = await pending(run)
+        assert question.kind is ApprovalKind.TAKE_OVER
+        models = await world.rows("select model from model_attempt order by call")
+        assert [row["model"] for row in models] == ["claude-opus-5-5", "claude-opus-5-5", "gpt-6-luna", "gpt-6-luna"]
+        await run.deny(question.id, by="ann")
+        result = await run.result()
+    assert result.status is RunStatus.FAILED
+    assert result.failure is not None
+    assert result.failure.kind == "too_many_repairs"
+    assert "unknown tool: nonsense" in result.explanation
     await world.replay(run)
