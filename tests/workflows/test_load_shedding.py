@@ -109,7 +109,8 @@ async def test_a_low_run_is_not_let_in_while_its_provider_has_no_room_and_its_ke
         assert f"start it again in {shed.failure.retry_after.total_seconds():.0f} s" in shed.explanation
         assert await world.rows("select 1 from run where run_id = $1", shed.run_id) == []
 
-        others = [await start("normal", "normal"), await start("high", "high")]
+        assert (await (await start("low", "raised")).result()).failure is not None
+        others = [await start("normal", "normal"), await start("high", "raised")]
 
         async def let_in() -> bool:
             return len(await world.rows("select 1 from run where run_id = any ($1)", [run.id for run in others])) == 2
