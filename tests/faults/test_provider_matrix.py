@@ -116,6 +116,36 @@ ROWS = [
 PROVIDERS = ("anthropic", "openai")
 
 
+@dataclass(frozen=True)
+class Paid:
+    """An answer that was billed and is none, or not yet; what it changes in a good one, on each wire that can say it."""
+
+    name: str
+    requests: int
+    end: str
+    """The failure's kind; empty: the run completes."""
+    anthropic: dict[str, object] | None = None
+    openai: dict[str, object] | None = None
+    times: int = FAILURES_BEFORE_SUCCESS
+
+
+def _incomplete(reason: str) -> dict[str, object]:
+    return {"status": "incomplete", "incomplete_details": {"reason": reason}}
+
+
+PAID = [
+    Paid("truncated", 2, "truncated", {"stop_reason": "max_tokens"}, _incomplete("max_output_tokens")),
+    Paid("truncated-once", 2, "", {"stop_reason": "max_tokens"}, _incomplete("max_output_tokens"), times=1),
+    Paid("refused", 1, "refused", {"stop_reason": "refusal"}, _incomplete("content_filter")),
+    Paid("empty", 2, "empty_answer", {"content": []}, {"output": []}),
+    Paid("empty-once", 2, "", {"content": []}, {"output": []}, times=1),
+    Paid("full", 1, "context_too_long", {"stop_reason": "model_context_window_exceeded"}),
+    Paid("paused", 3, "", {"stop_reason": "pause_turn"}),
+    Paid("no-usage", 1, "", {"usage": None}, {"usage": None}),
+    Paid("absurd-usage", 1, "", {"usage": {"input_tokens": 1e30, "output_tokens": -1}}, {"usage": {"input_tokens": "many"}}),
+]
+
+
 def provider_app(seen: Counter[str]) -> Starlette:
     """Fails as the model's name says, twice, then answers 'ok'."""
     rows = {row.name: row for row in ROWS}
@@ -160,6 +190,47 @@ async def test_every_row_of_the_provider_table_has_its_one_answer_through_both_s
                 results = await asyncio.gather(*(_run(matrix, row, provider) for row, provider in cases))
             for (row, provider), result in zip(cases, results, strict=True):
                 await _check(matrix, row, provider, result, seen[f"{row.name}/{provider}"])
+
+
+def paid_app(seen: Counter[str]) -> Starlette:
+    """Answers as the model's name says, as often as it says, then with 'ok'."""
+    rows = {row.name: row for row in PAID}
+
+    async def answer(request: Request) -> Response:
+        model = json.loads(await request.body())["model"]
+        wire = "anthropic" if request.url.path.endswith("messages") else "openai"
+        seen[f"{model}/{wire}"] += 1
+        spoilt = getattr(rows[model], wire) if seen[f"{model}/{wire}"] <= rows[model].times else {}
+        return Response(json.dumps({**_success(wire, model), **spoilt}), media_type="application/json")
+
+    return Starlette(routes=[Route("/v1/messages", answer, methods=["POST"]), Route("/v1/responses", answer, methods=["POST"])])
+
+
+async def test_every_paid_answer_that_is_none_has_its_one_end_through_both_sdks(world: World, tmp_path: Path) -> None:
+    """What was billed is settled, never held nor asked for blindly again: told to the model once, gone on with, or ended."""
+    cases = [(row, provider) for row in PAID for provider in PROVIDERS if getattr(row, provider) is not None]
+    for row, provider in cases:
+        _write_agent(tmp_path / "agents", f"{row.name}-{provider}", provider, row.name)
+    seen: Counter[str] = Counter()
+    async with serve(paid_app(seen)) as url:
+        settings = settings_for(world.database.app, world.settings.task_queue, url, tmp_path / "agents")
+        async with open_world(world.endpoints, world.database, world.client, settings, url, world.shop_url) as matrix:
+            async with matrix.worker(cached=100):
+                handles = [await matrix.start(agent=f"{row.name}-{provider}") for row, provider in cases]
+                results = await asyncio.gather(*(handle.result() for handle in handles))
+            for (row, provider), result in zip(cases, results, strict=True):
+                where = f"{row.name} at {provider}: {result}"
+                assert seen[f"{row.name}/{provider}"] == row.requests, where
+                assert (result.failure.kind if result.failure else "") == row.end, where
+                assert result.status is (RunStatus.FAILED if row.end else RunStatus.COMPLETED), where
+                attempts = await matrix.rows(
+                    "select state, hold_micros, cost_micros from model_attempt where run_id = $1", result.run_id
+                )
+                assert [attempt["state"] for attempt in attempts] == ["settled"] * row.requests, where
+                assert result.spend.unknown_micros == 0, where
+                assert result.spend.cost_micros == sum(attempt["cost_micros"] for attempt in attempts), where
+                if row.name.endswith("usage"):  # nobody knows what it cost: the most it could have
+                    assert [attempt["cost_micros"] for attempt in attempts] == [attempts[0]["hold_micros"]], where
 
 
 async def _run(matrix: World, row: Row, provider: str) -> RunResult:
