@@ -6,6 +6,7 @@ from contextlib import suppress
 from datetime import timedelta
 
 from durable_agents.client import RunHandle
+from durable_agents.domain.failures import FailureKind
 from durable_agents.domain.identifiers import ApprovalId
 from durable_agents.domain.prices import format_usd
 from durable_agents.domain.runs import RunResult, RunStatus, RunView, TimelineEntry
@@ -30,6 +31,12 @@ ENDINGS = {
 }
 Look = Callable[[RunView], Awaitable[None]]
 """Called after each look at the run."""
+
+
+def exit_code(result: RunResult) -> ExitCode:
+    """Of a run that was waited for. One that was not let in is no failed run: it can be started again."""
+    shed = result.failure is not None and result.failure.kind is FailureKind.SHED
+    return ExitCode.OVERLOADED if shed else ENDINGS[result.status]
 
 
 class Follower:

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from durable_agents.client import RunHandle
-from durable_agents.domain.failures import FailureKind
 from durable_agents.domain.runs import RunRequest, RunResult, RunStatus
 from durable_agents.domain.tools import describe_errors
 from durable_agents.errors import InvalidRequest, NotFound
 from durable_agents.settings import read_settings
 from starter.cli.connection import Connection, connect, connect_to_run
 from starter.cli.exit_codes import CliError, ExitCode
-from starter.cli.follow import ENDINGS, Follower
+from starter.cli.follow import Follower, exit_code
 from starter.cli.inputs import read_budget, read_input
 from starter.cli.options import Session
 from starter.cli.plain_text import say
@@ -85,9 +84,7 @@ async def _follow(session: Session, connection: Connection, handle: RunHandle) -
 def _ending(result: RunResult) -> ExitCode:
     if result.status is RunStatus.FAILED and result.failure is not None:
         say(f"error: {result.run_id} failed ({result.failure.kind}): {result.failure.message}")
-        if result.failure.kind is FailureKind.SHED:
-            return ExitCode.OVERLOADED
-    return ENDINGS[result.status]
+    return exit_code(result)
 
 
 async def status(session: Session, run: str, tenant: str) -> ExitCode:

@@ -8,15 +8,18 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from durable_agents.domain.runs import RunStatus
+from durable_agents.domain.failures import Failure, FailureKind
+from durable_agents.domain.identifiers import RunId
+from durable_agents.domain.runs import RunResult, RunStatus
 from starter.cli.app import app
 from starter.cli.endpoints import FILE, RunningServers, announced, running_servers
 from starter.cli.exit_codes import CliError, ExitCode
-from starter.cli.follow import ENDINGS
+from starter.cli.follow import ENDINGS, exit_code
 from starter.cli.inputs import MAX_READ_BYTES
 from starter.cli.main import main
 
@@ -184,6 +187,14 @@ def test_every_end_of_a_run_has_an_exit_code_of_its_own() -> None:
     """A run that was denied must not look like one that completed."""
     assert set(ENDINGS) == {status for status in RunStatus if status.is_end}
     assert len(set(ENDINGS.values())) == len(ENDINGS)
+
+
+def test_a_run_that_was_not_let_in_has_the_exit_code_of_a_start_that_was_refused() -> None:
+    """A script that comes back later needs to know only that one."""
+    shed = Failure(kind=FailureKind.SHED, message="m", retry_after=timedelta(seconds=30))
+    ended = RunResult(run_id=RunId("run:acme:k"), status=RunStatus.FAILED, failure=shed)
+    assert exit_code(ended) is ExitCode.OVERLOADED
+    assert exit_code(ended.model_copy(update={"failure": None})) is ExitCode.FAILED
 
 
 def test_endpoints_are_believed_only_while_their_dev_lives(tmp_path: Path) -> None:
