@@ -115,7 +115,17 @@ def of_model(records: Iterable[RequestRecord], model: str, provider: Provider) -
     return [record for record in records if (record.model, record.provider) == (model, provider)]
 
 
-async def test_the_verdict_has_neither_fail_nor_warn_whatever_the_provider_does(world: World, tmp_path: Path) -> None:
+def approve(verdict: Verdict) -> None:
+    """No FAIL, and no WARN but the guess at backoff, from gaps that a busy machine stretches; our least waits are certain."""
+    verdict.assert_ok()
+    assert {finding.code for finding in verdict.warnings} <= {"no_backoff"}, verdict.render()
+    for call in verdict.calls:
+        for tries, (before, after) in enumerate(pairwise(call.attempts)):
+            if before.status >= 400:
+                assert after.started_at - before.ended_at >= 2**tries, verdict.render()
+
+
+async def test_the_verdict_has_no_fail_whatever_the_provider_does(world: World, tmp_path: Path) -> None:
     """60 runs: an outside judge finds every wait kept, every try spent where it can help, and no half answer taken."""
     app = quiet(tools="off")
     for provider in PROVIDERS:
@@ -126,7 +136,7 @@ async def test_the_verdict_has_neither_fail_nor_warn_whatever_the_provider_does(
                 app.state.llmock.scenarios.add(type(behaviour)(**{**vars(behaviour), "match": Match(**match)}))
     cases = [(one, provider) for one in SCENARIOS for provider in PROVIDERS]
     results = await run_all(world, app, tmp_path, [f"{one.name}-{provider}" for one, provider in cases])
-    judge(seen(app)).assert_ok(strict=True)
+    approve(judge(seen(app)))
     assert not any(record.stream for record in seen(app))  # an answer comes whole or not at all: none of its streams to cut
     for one, provider in cases:
         requests = of_model(seen(app), one.name, provider)
@@ -147,7 +157,7 @@ async def test_a_quota_that_is_used_up_is_waited_for_and_not_tested(world: World
         while app.state.llmock.limiter.admit(provider, key, 1).allowed:
             pass
     results = await run_all(world, app, tmp_path, [f"{name}-{provider}" for name in "ab" for provider in PROVIDERS])
-    judge(seen(app)).assert_ok(strict=True)
+    approve(judge(seen(app)))
     assert {result.status for result in results.values()} == {RunStatus.COMPLETED}, results
     assert any(record.status == 429 for record in seen(app))
 
@@ -160,7 +170,7 @@ async def test_failures_by_chance_bring_no_needless_try(world: World, tmp_path: 
         write_agent(tmp_path, name, provider, name)
     results = await run_all(world, app, tmp_path, [name for name, _ in names])
     verdict = judge(seen(app))
-    verdict.assert_ok(strict=True)
+    approve(verdict)
     assert verdict.faults, "none of 12 has a chance below 1 in 1000"
     assert {result.status for result in results.values()} <= {RunStatus.COMPLETED, RunStatus.FAILED}
 
