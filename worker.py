@@ -169,6 +169,7 @@ def build_worker(temporal: Client, settings: Settings, resources: Resources, *, 
         tools.run_tool,
         approvals.find_arrival,
         runs.find_earlier_answer,
+        runs.record_decision,
         runs.finish_run,
     ]
     build = WorkerDeploymentConfig(

@@ -111,7 +111,7 @@ class ModelActivities:
             await transcripts.put(connection, call.tenant, call.run_id, call.turn - 1, CORRECTIONS + call.call, correction)
         messages = await transcripts.load(connection, call.tenant, call.run_id)
         model = run.terms.models[call.model]
-        request = _provider_request(run, model, messages)
+        request = _provider_request(run, call, model, messages)
         hold = call_maximum(model, call.model, await _context(connection, run, call, messages))
         if before.own is not None:  # only the answer to the COMMIT was lost: it is held, and it has not left
             own = before.own
@@ -193,7 +193,9 @@ class ModelActivities:
                 )
             else:
                 bill = Bill(usage, charged, opened.unknown_micros, overrun)
-                outcome = await write_answer(connection, opened.run, call, opened.model, answer, bill)
+                written = await write_answer(connection, opened.run, call, opened.model, answer, bill)
+                kept = Micros(opened.held.rest_micros + opened.hold.cost_micros - charged)
+                outcome = written.model_copy(update={"accounts_used": opened.held.used_percent, "kept_micros": kept})
                 await keep(connection, opened.run, opened.model, opened.request, answer, outcome)
             await attempts.record(connection, call, outcome)
             await audit.append(connection, call.tenant, call.run_id, "model_called", _audit_body(call, opened, outcome))
@@ -262,13 +264,21 @@ def _caller(call: ModelCallRequest) -> str:
     return digest([call.tenant, call.run_id, call.call])[:16]
 
 
-def _provider_request(run: RunRecord, model: PinnedModel, messages: list[StoredMessage]) -> ProviderRequest:
+def _provider_request(
+    run: RunRecord, call: ModelCallRequest, model: PinnedModel, messages: list[StoredMessage]
+) -> ProviderRequest:
+    """Everything the model reads; near the limit less of it, from there on in every call: what is counted must stay a bound."""
+    tools, at_limit = run.agent.tools, run.terms.at_limit
+    if call.near_limit and at_limit is not None:
+        tools = tuple(spec for spec in tools if spec.name not in at_limit.without) or tools
+        if at_limit.keep_turns is not None:
+            messages = [messages[0], *(one for one in messages[1:] if one.turn >= call.turn - at_limit.keep_turns)]
     return ProviderRequest(
         model=model.model,
         max_tokens=model.max_tokens,
         system=system_prompt(run.agent),
         messages=[stored.message for stored in messages],
-        tools=run.agent.tools,
+        tools=tools,
         timeout=model.timeout,
     )
 

@@ -107,6 +107,7 @@ async def ask(connection: Connection, tenant: TenantId, gate: GateId, asking: As
 async def turned_away(connection: Connection, tenant: TenantId, gate: GateId) -> None:
     """Leave a trace that somebody waits: in a transaction of its own, for the one that asked is undone."""
     async with _as_system(connection, tenant):
+        await look(connection, gate)
         await connection.execute(_TURNED_AWAY, *_key(gate))
 
 

@@ -21,6 +21,7 @@ from durable_agents.activity_contracts import (
     Admission,
     AdmissionOutcome,
     AdmissionRequest,
+    DecisionRecord,
     EarlierAnswer,
     Ending,
     Refusal,
@@ -128,7 +129,7 @@ class RunActivities:
                         ending.tenant, result.run_id, result.status, result.model_dump(mode="json"), ending.first_execution,
                     )  # fmt: skip
                     if written and ending.decision is not None:
-                        await _write_take_over(connection, ending, ending.decision)
+                        await _write_decision(connection, ending.tenant, result.run_id, result.turns, ending.decision)
                     if written:
                         await ledger.give_back(connection, ending.tenant, result.run_id, "end")
                         body: dict[str, JsonValue] = {"status": result.status, "spend": result.spend.model_dump(mode="json")}
@@ -149,6 +150,14 @@ class RunActivities:
             return None
         message = f"{gates[0].provider} has no room for a low-priority run: start it again in {wait.total_seconds():.0f} s"
         return Refusal(failure=Failure(kind=FailureKind.SHED, message=message, retry_after=wait))
+
+    @activity.defn
+    async def record_decision(self, record: DecisionRecord) -> None:
+        """Write down who decided about the run, and how."""
+        async with heartbeating():
+            with storage_errors():
+                async with self._database.transaction(record.tenant) as connection:
+                    await _write_decision(connection, record.tenant, record.run_id, record.turn, record.decision)
 
     async def _with_input_of(self, request: AdmissionRequest, parent: RunId) -> AdmissionRequest:
         """The request with its parent's input, which lies in the parent's transcript."""
@@ -226,6 +235,7 @@ def _terms(asked: AdmissionRequest, agent: LoadedAgent) -> Admitted:
         loops=pinned.definition.loops,
         routes=pinned.definition.routes(),
         fallbacks=pinned.fallbacks(),
+        at_limit=pinned.at_limit(),
         opening_bytes=len(canonical_json(sent)),
     )
 
@@ -288,16 +298,17 @@ async def _admitted_before(connection: Connection, request: AdmissionRequest) ->
     return _refused(FailureKind.KEY_REUSED, message)
 
 
-async def _write_take_over(connection: Connection, ending: Ending, decision: Consent) -> None:
-    """Who was asked to take the run over, and what they said."""
-    await connection.execute(
+async def _write_decision(connection: Connection, tenant: TenantId, run: RunId, turn: int, decision: Consent) -> None:
+    """Who was asked about the run itself (to take it over, to grant more), and what they said; once."""
+    new = await connection.fetchval(
         "insert into approval (tenant, run_id, approval_id, turn, index, kind, tool, digest, policy_digest, request,"
         " approved, decided_by, reason, decided_at) select $1, $2, $3, $4, -1, $5, '', $6, terms ->> 'policy_digest', '{}',"
-        " $7, $8, $9, $10 from run where tenant = $1 and run_id = $2 on conflict do nothing",
-        ending.tenant, ending.result.run_id, decision.approval_id, ending.result.turns, decision.kind, decision.digest,
+        " $7, $8, $9, $10 from run where tenant = $1 and run_id = $2 on conflict do nothing returning 1",
+        tenant, run, decision.approval_id, turn, decision.kind, decision.digest,
         decision.approved, decision.by, decision.reason, decision.decided_at,
     )  # fmt: skip
-    await audit.append(connection, ending.tenant, ending.result.run_id, "approval_decided", decision.audited())
+    if new:
+        await audit.append(connection, tenant, run, "approval_decided", decision.audited())
 
 
 def _refused(kind: FailureKind, message: str) -> Refusal:

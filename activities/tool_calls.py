@@ -64,6 +64,9 @@ class ToolActivities:
                 return await settle(connection, found, "refused", senseless.told, senseless.rule, mistake=True)
             if call.row is not None and call.row.state is DispatchState.UNKNOWN:
                 return await _resolve_unknown(connection, call)
+            if call.row is None and request.near_limit and _is_saved(call):
+                told = "The budget runs low: this tool is not used any more. Finish with what you have."
+                return await settle(connection, call, "refused", told, "the budget runs low")
             verdict = _verdict(call)
             stopped = await _stopped_by(connection, call, verdict) or await _from_cache(connection, call)
             return await _take_next_step(connection, call, verdict) if stopped is None else stopped
@@ -101,6 +104,11 @@ class ToolActivities:
         with storage_errors():
             async with self._database.transaction(call.request.tenant) as connection:
                 return await _ask_about_outcome(connection, call)
+
+
+def _is_saved(call: PreparedCall) -> bool:
+    at_limit = call.run.terms.at_limit
+    return at_limit is not None and call.tool.spec.name in at_limit.without
 
 
 def _tool_changed(call: FoundCall) -> ApplicationError:

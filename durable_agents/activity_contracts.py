@@ -85,6 +85,16 @@ class Arrival(BaseModel):
     at: AwareDatetime | None
 
 
+class DecisionRecord(BaseModel):
+    """Input of `record_decision`: what a human decided about the run itself, not about one of its tool calls."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    tenant: TenantId
+    run_id: RunId
+    turn: int
+    decision: Consent
+
+
 class Ending(BaseModel):
     """Input of `finish_run`."""
 
@@ -124,6 +134,12 @@ async def find_arrival(question: ArrivalQuestion) -> Arrival:
 @activity.defn
 async def find_earlier_answer(run: RunReference) -> EarlierAnswer:
     """Find what the same question brought before."""
+    raise NotImplementedError
+
+
+@activity.defn
+async def record_decision(record: DecisionRecord) -> None:
+    """Write down who decided about the run, and how."""
     raise NotImplementedError
 
 

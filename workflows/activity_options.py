@@ -69,6 +69,11 @@ def find_earlier_answer() -> ActivityConfig:
     return _short("earlier-answer", "has this been answered before?")
 
 
+def record_decision(approval: str, summary: str) -> ActivityConfig:
+    """Options of `record_decision`: one short transaction."""
+    return _short(f"decision-{approval[3:9]}", summary)
+
+
 def _short(activity_id: str, summary: str) -> ActivityConfig:
     return ActivityConfig(
         start_to_close_timeout=STORAGE_TIME,

@@ -16,6 +16,7 @@ from durable_agents import search_attributes
 from durable_agents.activity_contracts import AdmissionRequest, Ending, Refusal, admit_run, finish_run
 from durable_agents.domain import budgets, endings, run_state, run_views
 from durable_agents.domain.approvals import Approval, ApprovalDecision, Consent, Standing
+from durable_agents.domain.budgets import Limit
 from durable_agents.domain.canonical import inert
 from durable_agents.domain.failures import Failure, FailureKind
 from durable_agents.domain.identifiers import TenantId
@@ -30,12 +31,14 @@ from durable_agents.domain.runs import (
     RunView,
     TimelineEntry,
 )
+from durable_agents.domain.scarcity import Reached
 from durable_agents.domain.turns import Next, Step, after_model_call, after_tool_turn, signature
 from workflows import activity_options, run_budget
 from workflows.any_input import any_input, any_input_async, read_start
 from workflows.fallback_turn import fallback_turn
 from workflows.model_turn import model_turn
-from workflows.tool_turn import tool_turn
+from workflows.tool_turn import TurnEnd, tool_turn
+from workflows.top_up_turn import top_up_turn
 
 P = ParamSpec("P")
 MESSAGES_PER_EXECUTION = 1_500
@@ -118,6 +121,7 @@ class AgentRun:
         if self.state.admitted is None and (refused := await self._admit()) is not None:
             return refused
         while True:
+            self.apply(run_state.scarce, workflow.now())
             if self.state.calls and (end := await self._tools()) is not None:
                 return end
             if self.state.cancel is not None:
@@ -129,8 +133,10 @@ class AgentRun:
                     return end
                 continue
             if (limit := run_budget.before_model_call(self.state, workflow.now())) is not None:
-                return self._exhausted(limit.explanation)
-            if (end := await self._ask_model()) is not None:
+                end = await self._at_limit(Reached(limit=limit.limit, explanation=limit.explanation))
+            else:
+                end = await self._ask_model()
+            if end is not None:
                 return end
 
     async def _admit(self) -> RunResult | None:
@@ -180,7 +186,9 @@ class AgentRun:
             case Step.NEXT_MODEL:
                 self.apply(run_state.next_model, workflow.now())
             case Step.BUDGET_EXHAUSTED:
-                return self._exhausted(following.failure.message if following.failure else "no money left")
+                assert following.failure is not None
+                own = Limit.COST if following.failure.kind is FailureKind.ALLOWANCE_EXCEEDED else None
+                return await self._at_limit(Reached(limit=own, explanation=following.failure.message))
             case Step.FAIL | Step.END:
                 assert following.failure is not None
                 return await self._fall_back(following.failure)
@@ -199,8 +207,14 @@ class AgentRun:
 
     async def _tools(self) -> RunResult | None:
         """See every call of the turn to its end. One whose wait ended with the run's time goes on if that was raised since."""
-        while (limit := run_budget.before_tool_calls(self.state, workflow.now())) is None:
-            end = await tool_turn(self)
+        while True:
+            if (limit := run_budget.before_tool_calls(self.state, workflow.now())) is not None:
+                over = await self._at_limit(Reached(limit=limit.limit, explanation=limit.explanation))
+                if over is not None:
+                    return over
+                end = TurnEnd(interrupted=True)
+            else:
+                end = await tool_turn(self)
             if end.ending is not None:
                 return endings.ended(self.request.run_id, self.state, end.ending, end.explanation)
             if not end.interrupted:
@@ -211,7 +225,12 @@ class AgentRun:
                 return endings.cancelled(self.request.run_id, self.state)
             if self._must_continue_as_new:
                 await self._continue_as_new()
-        return self._exhausted(limit.explanation)
+
+    async def _at_limit(self, reached: Reached) -> RunResult | None:
+        """Ask for more where the agent's file says whom; an agent that stands in has what is left of the run it stands in for."""
+        if self._stands_in_for is not None:
+            return self._exhausted(reached.explanation)
+        return await top_up_turn(self, reached)
 
     @property
     def _must_continue_as_new(self) -> bool:

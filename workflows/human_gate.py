@@ -1,5 +1,6 @@
 """How does a run wait for a human, without a worker slot, until somebody decides or the deadline says no?"""
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from temporalio import workflow
@@ -15,19 +16,21 @@ from workflows.run_budget import wall_deadline
 from workflows.run_scope import RunScope
 
 
-async def consent_for(run: RunScope, needed: ConsentNeeded, path: CallPath) -> Consent | None:
-    """Ask, and wait for the one outcome. None: waiting was interrupted, and the run decides what that means."""
+async def consent_for(
+    run: RunScope, needed: ConsentNeeded, path: CallPath, *, moot: Callable[[], bool] = lambda: False
+) -> Consent | None:
+    """Ask, and wait for the one outcome. None: waiting was interrupted, or the question is `moot`; the run knows which."""
     opened = _approval(run, needed, path)
     run.apply(run_state.asked, workflow.now(), opened)
     run.apply(_waiting, 1)
-    consent = await _outcome(run, needed.approval_id)
+    consent = await _outcome(run, needed.approval_id, moot)
     run.apply(_waiting, -1)
     if consent is not None:
         run.apply(run_state.closed, workflow.now(), consent)
     return consent
 
 
-async def _outcome(run: RunScope, wanted: ApprovalId) -> Consent | None:
+async def _outcome(run: RunScope, wanted: ApprovalId, moot: Callable[[], bool]) -> Consent | None:
     while True:
         approval = run.state.approval(wanted)
         assert approval is not None
@@ -36,10 +39,10 @@ async def _outcome(run: RunScope, wanted: ApprovalId) -> Consent | None:
         if wanted in run.state.disputed:
             await _arbitrate(run, approval)
             continue
-        if run.interrupted or _out_of_time(run.state):
+        if run.interrupted or moot() or _out_of_time(run.state):
             return None
         if workflow.now() < approval.deadline:
-            await _wait(run, approval)
+            await _wait(run, approval, moot)
             continue
         following = approvals.escalated(approval, workflow.now())
         if following is None:
@@ -47,13 +50,13 @@ async def _outcome(run: RunScope, wanted: ApprovalId) -> Consent | None:
         run.apply(run_state.escalated, workflow.now(), following)
 
 
-async def _wait(run: RunScope, approval: Approval) -> None:
+async def _wait(run: RunScope, approval: Approval, moot: Callable[[], bool]) -> None:
     """Until something about this approval changes, its deadline passes, or the run's own time is over."""
     end = min(approval.deadline, wall_deadline(run.state) or approval.deadline)
 
     def stirred() -> bool:
         state = run.state
-        return approval.id in state.decided or approval.id in state.disputed or run.interrupted
+        return approval.id in state.decided or approval.id in state.disputed or run.interrupted or moot()
 
     try:
         await workflow.wait_condition(

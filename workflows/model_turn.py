@@ -28,6 +28,7 @@ async def model_turn(run: RunScope) -> ModelOutcome:
         model=place,
         allowance_micros=allowance(state.budget, state.spend),
         correction=state.correction,
+        near_limit=state.near_limit,
     )
     return await workflow.execute_activity(
         call_model,

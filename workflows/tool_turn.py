@@ -70,6 +70,7 @@ async def _execute(run: RunScope, call: RequestedCall, consent: Consent | None) 
         turn=state.turn,
         index=call.index,
         consent=consent,
+        near_limit=state.near_limit,
     )
     decided = f"{'-approved' if consent.approved else '-denied'}-{consent.approval_id[3:9]}" if consent is not None else ""
     by = f" · {'approved' if consent.approved else 'denied'} by {consent.by}" if consent is not None else ""

@@ -20,6 +20,7 @@ from durable_agents.domain.permissions import Policy
 from durable_agents.domain.prices import Price, PriceTier, Rates, usd_to_micros
 from durable_agents.domain.provider_gates import PATIENCE
 from durable_agents.domain.routing import PinnedRoute, Route
+from durable_agents.domain.scarcity import AtLimit, PinnedAtLimit
 from durable_agents.domain.tools import ToolSpec
 
 OUTCOME_LADDER = "outcome_unknown"
@@ -91,6 +92,8 @@ class AgentDefinition(BaseModel):
     """How long a model call waits for a provider in trouble, or at its limits, before the next model takes over."""
     tools: tuple[str, ...] = ()
     budget: Budget = Budget()
+    at_limit: AtLimit | None = None
+    """What a run does without as its budget runs out, and who is asked for more."""
     input: dict[str, JsonValue] | None = None
     """JSON schema of the run's input; absent: any object."""
     output: dict[str, JsonValue] | None = None
@@ -117,6 +120,11 @@ class AgentDefinition(BaseModel):
         for number, route in enumerate(self.routing):
             if route.use not in names:
                 raise ValueError(f"routing.{number}: no model is named {route.use!r}")
+        if self.at_limit is not None and self.at_limit.model is not None and self.at_limit.model not in names:
+            raise ValueError(f"at_limit.model: no model is named {self.at_limit.model!r}")
+        unknown = sorted(set(self.at_limit.without) - set(self.tools)) if self.at_limit is not None else []
+        if unknown:
+            raise ValueError(f"at_limit.without: {unknown[0]!r} is none of the agent's tools")
         return self
 
     def routes(self) -> tuple[PinnedRoute, ...]:
@@ -154,6 +162,23 @@ class PinnedAgent(BaseModel):
             found.append(PinnedFallback(ladder=ladder, **fallback.model_dump(exclude={"human"})))
         return tuple(found)
 
+    def at_limit(self) -> PinnedAtLimit | None:
+        """What happens as the budget runs out, its ladder found. Raises LookupError naming a ladder that the policy lacks."""
+        stated = self.definition.at_limit
+        if stated is None:
+            return None
+        if stated.ask is not None and stated.ask not in self.policy.ladders:
+            raise LookupError(f"there is no ladder {stated.ask!r} in policy.yaml")
+        places = {entry.name: index for index, entry in enumerate(self.definition.models)}
+        return PinnedAtLimit(
+            near=stated.near,
+            model=places[stated.model] if stated.model is not None else None,
+            without=stated.without,
+            keep_turns=stated.keep_turns,
+            ladder=self.policy.ladders[stated.ask] if stated.ask is not None else None,
+            add=stated.add,
+        )
+
 
 class ToolPlan(BaseModel):
     """What the workflow must know of a tool to schedule it."""
@@ -176,6 +201,7 @@ class Admitted(Compact):
     loops: LoopGuard = LoopGuard()
     routes: tuple[PinnedRoute, ...] = ()
     fallbacks: tuple[PinnedFallback, ...] = ()
+    at_limit: PinnedAtLimit | None = None
     usual_turns: int | None = None
     """How many turns this agent's runs usually take; None: too few have been completed."""
     opening_bytes: int

@@ -43,6 +43,7 @@ class ApprovalKind(StrEnum):
 
     TOOL_CALL = "tool_call"  # may the call be made?
     OUTCOME = "outcome"  # an effect's outcome is unknown: did it happen?
+    TOP_UP = "top_up"  # a limit is reached: may the run have more?
     TAKE_OVER = "take_over"  # the run's models are at their end: will a human take it over?
 
 

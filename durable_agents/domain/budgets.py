@@ -121,6 +121,16 @@ def allowance(budget: Budget, spend: Spend) -> Micros | None:
     return Micros(max(0, budget.cost_micros - spend.committed_micros))
 
 
+def used_percent(budget: Budget, spend: Spend) -> int:
+    """How much of the money or the tokens is used, of whichever is nearer its end; 0 without limits."""
+    pairs = (
+        (spend.committed_micros, budget.cost_micros),
+        (spend.input_tokens, budget.input_tokens),
+        (spend.output_tokens, budget.output_tokens),
+    )
+    return max((100 if limit == 0 else used * 100 // limit for used, limit in pairs if limit is not None), default=0)
+
+
 def check_model_call(budget: Budget, spend: Spend, needed: CallMaximum, elapsed: Elapsed) -> LimitReached | None:
     """May a model call that needs at most `needed` begin? The first limit in its way, or None."""
     if budget.cost_micros is not None and spend.committed_micros + needed.cost_micros > budget.cost_micros:

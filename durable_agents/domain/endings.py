@@ -35,10 +35,10 @@ def ended(run: RunId, state: RunState, status: RunStatus, explanation: str) -> R
 
 def completed(run: RunId, state: RunState, answer: ModelAnswer) -> RunResult:
     """The agent's own end. An answer of a fallback model is a degraded one, and says so."""
-    degraded = state.model > 0
-    status = RunStatus.DEGRADED if degraded else RunStatus.COMPLETED
-    explanation = f"answered by {answer.model}, a fallback of the chain" if degraded else ""
-    result = ended(run, state, status, explanation)
+    reasons = [f"answered by {answer.model}, a fallback of the chain"] if state.model > 0 else []
+    if state.near_limit and state.admitted is not None and state.admitted.at_limit is not None:
+        reasons.append(f"the budget ran low: {state.admitted.at_limit.describes}")
+    result = ended(run, state, RunStatus.DEGRADED if reasons else RunStatus.COMPLETED, "; ".join(reasons))
     return result.model_copy(update={"output": answer.output, "output_artifact": answer.output_artifact})
 
 

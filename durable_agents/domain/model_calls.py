@@ -104,6 +104,8 @@ class ModelCallRequest(Compact):
     """The money left for all physical attempts of this call together; None is unlimited."""
     correction: str = ""
     """What the model is told first about its own last failure."""
+    near_limit: bool = False
+    """The budget runs out: the agent's file says what the model does without."""
 
 
 class RequestedCall(BaseModel):
@@ -139,6 +141,10 @@ class ModelAnswer(Compact):
     output_artifact: Digest | None = None
     cached_tokens: int | None = None
     """Present when the answer comes from our own cache and cost nothing: what the provider counted then."""
+    accounts_used: int = 0
+    """Percent of the account above the run that is nearest its limit; 0 when nothing was drawn for this call."""
+    kept_micros: Micros = Micros(0)
+    """What the run has drawn of its accounts and keeps for its next calls."""
     problem: Failure | None = None
     """The answer is recorded, but it does not do: e.g. it does not fit the output schema."""
 

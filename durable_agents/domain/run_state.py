@@ -8,12 +8,13 @@ from datetime import datetime, timedelta
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from durable_agents.domain import scarcity
 from durable_agents.domain.agents import Admitted
 from durable_agents.domain.approvals import Approval, ApprovalDecision, Consent, Judgement, Standing, consent, judge
-from durable_agents.domain.budgets import Budget, Elapsed, Spend, raised
+from durable_agents.domain.budgets import Budget, Elapsed, Spend, raised, used_percent
 from durable_agents.domain.canonical import inert
 from durable_agents.domain.failures import Failure
-from durable_agents.domain.identifiers import ApprovalId, RunId
+from durable_agents.domain.identifiers import ApprovalId, Micros, RunId
 from durable_agents.domain.model_calls import ContextSize, ModelAnswer, ModelFailure, RequestedCall
 from durable_agents.domain.prices import most_tokens
 from durable_agents.domain.routing import routed_model
@@ -68,6 +69,14 @@ class RunState(BaseModel):
     """Do routes still choose? A route whose model failed ends them for this run."""
     last_tools: tuple[str, ...] = ()
     """The tools the last turn called."""
+    accounts_used: int = 0
+    """Percent of the account above the run that is nearest its limit, as of the last draw."""
+    kept_micros: Micros = Micros(0)
+    """What the run has drawn of its accounts and not used."""
+    near_limit: bool = False
+    """The budget runs out, and the run goes on with less, to its end."""
+    top_ups: int = 0
+    """How often a human has granted more."""
     lost_to: Failure | None = None
     """The models are at their end, and a human is asked to take over."""
     turn: int = 0
@@ -107,6 +116,8 @@ class RunState(BaseModel):
         """The model that answers the next turn."""
         if self.admitted is None or not self.routing:
             return self.model
+        if self.near_limit and self.admitted.at_limit is not None and self.admitted.at_limit.model is not None:
+            return self.admitted.at_limit.model
         routes, turn = self.admitted.routes, self.turn + 1
         routed = routed_model(routes, turn=turn, last_tools=self.last_tools, context=self.context)
         return self.model if routed is None else routed
@@ -162,6 +173,8 @@ def answered(state: RunState, now: datetime, answer: ModelAnswer) -> RunState:
             "last_text": answer.text or state.last_text,
             "context": state.context.plus(answer.message_bytes).counted(state.asked_model, answer.counted_tokens),
             "spend": _with_model_call(state.spend, answer).plus(turns=1),
+            "accounts_used": answer.accounts_used or state.accounts_used,
+            "kept_micros": answer.kept_micros,
         }
     )
     asked = ", ".join(call.tool for call in answer.calls)
@@ -308,6 +321,30 @@ def budget_raised(state: RunState, now: datetime, change: BudgetRaise) -> RunSta
     """Somebody raised limits; who and why stands in the timeline."""
     changed = state.model_copy(update={"budget": raised(state.budget, change.budget)})
     return noted(changed, now, f"budget raised by {change.by}" + (f": {change.reason}" if change.reason else ""))
+
+
+def scarce(state: RunState, now: datetime) -> RunState:
+    """The budget runs out: from here on the run makes do with what its agent's file leaves it. No change before."""
+    at_limit = state.admitted.at_limit if state.admitted is not None else None
+    if at_limit is None or state.near_limit:
+        return state
+    used = max(used_percent(state.budget, state.spend), state.accounts_used)
+    if used < at_limit.near or not at_limit.describes:
+        return state
+    changed = state.model_copy(update={"near_limit": True})
+    return noted(changed, now, f"{used} % of the budget is used: goes on with less ({at_limit.describes})")
+
+
+def topped_up(state: RunState, now: datetime, add: Budget) -> RunState:
+    """A human has granted more."""
+    changed = state.model_copy(update={"budget": scarcity.topped_up(state.budget, add), "top_ups": state.top_ups + 1})
+    return noted(changed, now, "more budget was granted")
+
+
+def withdrawn(state: RunState, now: datetime, approval: ApprovalId) -> RunState:
+    """What was asked for is not needed any more."""
+    approvals = tuple(one for one in state.approvals if one.id != approval)
+    return noted(state.model_copy(update={"approvals": approvals}), now, "the limit was raised: nobody needs to be asked")
 
 
 def counted_message(state: RunState) -> RunState:

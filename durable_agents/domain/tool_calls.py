@@ -19,6 +19,8 @@ class ToolCallRequest(Compact):
     index: int
     consent: Consent | None = None
     """The human decision this call waited for."""
+    near_limit: bool = False
+    """The budget runs out: the agent's file says which tools are not used any more."""
 
 
 class ToolSettled(Compact):

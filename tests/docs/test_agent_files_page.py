@@ -12,10 +12,11 @@ from durable_agents.domain.fallbacks import Fallback
 from durable_agents.domain.loops import LoopGuard
 from durable_agents.domain.permissions import Policy, Rule
 from durable_agents.domain.routing import Route
+from durable_agents.domain.scarcity import AtLimit
 
 PAGE = (Path(__file__).parents[2] / "docs" / "agent-files.md").read_text(encoding="utf8")
 MODELS: list[type[BaseModel]] = [
-    AgentDefinition, ModelEntry, StatedPrice, Budget, LoopGuard, Route, Fallback, Policy, Rule, Ladder, Rung,
+    AgentDefinition, ModelEntry, StatedPrice, Budget, AtLimit, LoopGuard, Route, Fallback, Policy, Rule, Ladder, Rung,
 ]  # fmt: skip
 
 

@@ -121,3 +121,18 @@ async def test_the_bound_on_input_holds_and_is_tight(world: World) -> None:
     rows = await world.rows("select cost_micros, hold_micros, overrun_micros from model_attempt order by call")
     assert all(row["overrun_micros"] == 0 and row["cost_micros"] <= row["hold_micros"] for row in rows)
     assert rows[-1]["hold_micros"] < 4 * rows[-1]["cost_micros"] + 500, "max_tokens included"
+
+
+async def test_a_text_that_grows_when_a_tokenizer_reads_it_is_held_at_its_longest(world: World) -> None:
+    """One letter of 3 bytes is 15 tokens for a tokenizer that reads NFKC: whoever writes tool results could overspend any run."""
+    call: JsonValue = {"name": "echo", "arguments": {"text": "\ufdfa", "times": 1000}}
+    steps: list[JsonValue] = [
+        {"tool_calls": [call], "usage": {"input_tokens": 1000, "output_tokens": 50}},
+        {"text": "done", "usage": {"input_tokens": 1000 + 50 + 15 * 1000, "output_tokens": 5}},
+    ]
+    await world.script({"steps": steps, "per": "turn"})
+    async with world.worker():
+        result = await (await world.start()).result()
+    assert (result.status, result.spend.overrun_micros) == (RunStatus.COMPLETED, 0)
+    rows = await world.rows("select cost_micros, hold_micros from model_attempt where call = 2")
+    assert [row["cost_micros"] <= row["hold_micros"] for row in rows] == [True]
