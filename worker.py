@@ -17,8 +17,18 @@ from types import TracebackType
 from typing import Any
 
 from pydantic import SecretStr
-from temporalio.client import Client
+from temporalio.client import (
+    Client,
+    Schedule,
+    ScheduleActionStartWorkflow,
+    ScheduleAlreadyRunningError,
+    ScheduleIntervalSpec,
+    ScheduleOverlapPolicy,
+    SchedulePolicy,
+    ScheduleSpec,
+)
 from temporalio.common import WorkerDeploymentVersion
+from temporalio.service import RPCError
 from temporalio.worker import Worker, WorkerDeploymentConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxMatcher, SandboxRestrictions
 
@@ -26,12 +36,14 @@ from activities.agent_files import AgentFileError
 from activities.agents import AgentCatalog
 from activities.approvals import ApprovalActivities
 from activities.model_calls import ModelActivities
+from activities.notifiers import Notifier, NotifierError, notifier_of
 from activities.postgres import Database, DatabaseError
 from activities.providers.anthropic import AnthropicProvider
 from activities.providers.interface import ModelProvider
 from activities.providers.openai import OpenAIProvider
 from activities.runs import RunActivities
 from activities.tool_calls import ToolActivities
+from activities.upkeep import UpkeepActivities
 from durable_agents.client import AgentClient
 from durable_agents.domain.model_calls import Provider
 from durable_agents.domain.provider_gates import fingerprint
@@ -39,10 +51,24 @@ from durable_agents.domain.task_queues import PROVIDERS, provider_queue
 from durable_agents.errors import NotReachable
 from durable_agents.settings import Settings, SettingsError, read_settings
 from workflows.agent_run import AgentRun
+from workflows.upkeep import Upkeep
 
-WORKFLOWS = [AgentRun]
-OUT_OF_BOUNDS = ("activities", "starter", "worker", "anthropic", "openai", "asyncpg", "httpx2", "ruamel", "genai_prices")
+WORKFLOWS = [AgentRun, Upkeep]
+OUT_OF_BOUNDS = (
+    "activities",
+    "starter",
+    "worker",
+    "anthropic",
+    "openai",
+    "apprise",
+    "asyncpg",
+    "httpx2",
+    "ruamel",
+    "genai_prices",
+)
 """What a workflow may never import: I/O of ours and of others."""
+UPKEEP_EVERY = timedelta(minutes=5)
+"""How often the ledgers are gone over and people are told; the schedule can be changed in the Web UI."""
 STICKY_TIMEOUT = timedelta(seconds=2)
 """How long a workflow task waits for the worker that knows the run before any other takes it: part of the 8 s after a kill."""
 
@@ -54,6 +80,7 @@ class Resources:
     database: Database
     catalog: AgentCatalog
     providers: dict[Provider, ModelProvider]
+    notifier: Notifier
 
 
 def sandbox() -> SandboxedWorkflowRunner:
@@ -75,10 +102,11 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     if settings.database_url is None:
         raise DatabaseError("DATABASE_URL is not set: give the durable_agents_app role's URL, or use `python -m starter dev`")
     catalog = AgentCatalog.load(settings.agent_folders)
+    notifier = notifier_of(settings.notified)
     async with open_providers(settings) as providers:
         database = await Database.open(settings.database_url.get_secret_value())
         try:
-            yield Resources(database, catalog, providers)
+            yield Resources(database, catalog, providers, notifier)
         finally:
             await database.close()
 
@@ -163,6 +191,7 @@ def build_worker(temporal: Client, settings: Settings, resources: Resources, *, 
     models = ModelActivities(resources.database, resources.providers, keys)
     tools = ToolActivities(resources.database, resources.catalog)
     approvals = ApprovalActivities(temporal)
+    upkeep = UpkeepActivities(resources.database, resources.notifier)
     everything: list[Callable[..., Any]] = [
         runs.admit_run,
         models.call_model,
@@ -171,6 +200,8 @@ def build_worker(temporal: Client, settings: Settings, resources: Resources, *, 
         runs.find_earlier_answer,
         runs.record_decision,
         runs.finish_run,
+        upkeep.reconcile_ledgers,
+        upkeep.deliver_notifications,
     ]
     build = WorkerDeploymentConfig(
         version=WorkerDeploymentVersion("durable-agents", settings.build_id), use_worker_versioning=False
@@ -201,10 +232,29 @@ def build_worker(temporal: Client, settings: Settings, resources: Resources, *, 
     return Workers(main, providers)
 
 
+async def schedule_upkeep(temporal: Client, task_queue: str) -> None:
+    """Make sure of the schedule that looks after the ledgers. One that is there stays as its operator has left it."""
+    action = ScheduleActionStartWorkflow(
+        Upkeep.run, id=f"upkeep-{task_queue}", task_queue=task_queue, static_summary="ledgers and notifications"
+    )
+    schedule = Schedule(
+        action=action,
+        spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=UPKEEP_EVERY)]),
+        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=UPKEEP_EVERY),
+    )
+    try:
+        await temporal.create_schedule(f"upkeep-{task_queue}", schedule)
+    except ScheduleAlreadyRunningError:
+        return
+    except RPCError as error:
+        logging.getLogger(__name__).warning("the upkeep schedule was not made: %s", error)
+
+
 async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
     """Work until `stop` is set; running activities are let finish."""
     client = await AgentClient.connect(task_queue=settings.task_queue)
     async with open_resources(settings) as resources, build_worker(client.temporal, settings, resources):
+        await schedule_upkeep(client.temporal, settings.task_queue)
         agents = ", ".join(resources.catalog.names()) or "none"
         sys.stdout.write(f"worker ready: task queue {settings.task_queue}, agents: {agents}, pid {os.getpid()}\n")
         sys.stdout.flush()
@@ -218,7 +268,7 @@ def main() -> int:
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line per request to a provider is noise
         asyncio.run(_until_signalled(settings))
-    except (SettingsError, AgentFileError) as error:
+    except (SettingsError, AgentFileError, NotifierError) as error:
         return _complain(error, 2)
     except (DatabaseError, NotReachable) as error:
         return _complain(error, 3)

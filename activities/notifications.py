@@ -3,7 +3,9 @@
 A notification is written in the transaction of what it is about, under an id that says what that is; delivering comes later.
 """
 
-from activities.postgres import Connection
+from dataclasses import dataclass
+
+from activities.postgres import Connection, Database
 from durable_agents.domain.accounts import Crossing
 from durable_agents.domain.identifiers import TenantId
 from durable_agents.domain.prices import format_usd
@@ -31,3 +33,34 @@ async def write_crossing(connection: Connection, tenant: TenantId, crossing: Cro
     name = account.name
     identity = f"budget {name.scope} {name.name} {name.period} {name.starts} {percent}"
     await write(connection, tenant, identity, "budget", title, body)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A notification that nobody has got yet."""
+
+    id: str
+    title: str
+    body: str
+
+
+async def waiting(database: Database, tenant: TenantId) -> list[Waiting]:
+    """What a tenant's people have not been told yet, oldest first, at most a hundred at once."""
+    async with database.transaction(tenant) as connection:
+        rows = await connection.fetch(
+            "select id, title, body from notification where tenant = $1 and delivered_at is null order by created_at limit 100",
+            tenant,
+        )
+    return [Waiting(row["id"], row["title"], row["body"]) for row in rows]
+
+
+async def delivered(database: Database, tenant: TenantId, identity: str) -> None:
+    """They have been told."""
+    async with database.transaction(tenant) as connection:
+        await connection.execute("update notification set delivered_at = now() where tenant = $1 and id = $2", tenant, identity)
+
+
+async def failed(database: Database, tenant: TenantId, identity: str) -> None:
+    """They could not be told; the next round tries again."""
+    async with database.transaction(tenant) as connection:
+        await connection.execute("update notification set tries = tries + 1 where tenant = $1 and id = $2", tenant, identity)

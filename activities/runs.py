@@ -31,11 +31,11 @@ from durable_agents.domain.agents import Admitted, ModelEntry, PinnedAgent, Tool
 from durable_agents.domain.approvals import Consent
 from durable_agents.domain.artifacts import preview
 from durable_agents.domain.budgets import above, narrowed, stricter
-from durable_agents.domain.canonical import canonical_json
 from durable_agents.domain.failures import Failure, FailureKind
 from durable_agents.domain.identifiers import RunId, TenantId, UserId
 from durable_agents.domain.loops import USUAL_FROM, USUAL_OF
 from durable_agents.domain.model_calls import PinnedModel, Provider
+from durable_agents.domain.prices import most_tokens
 from durable_agents.domain.provider_gates import GateId
 from durable_agents.domain.runs import RunRequest, RunResult
 
@@ -236,7 +236,7 @@ def _terms(asked: AdmissionRequest, agent: LoadedAgent) -> Admitted:
         routes=pinned.definition.routes(),
         fallbacks=pinned.fallbacks(),
         at_limit=pinned.at_limit(),
-        opening_bytes=len(canonical_json(sent)),
+        opening_bytes=most_tokens(sent),
     )
 
 

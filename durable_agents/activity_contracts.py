@@ -107,6 +107,55 @@ class Ending(BaseModel):
     """Whether a human took the run over."""
 
 
+class UpkeepRound(BaseModel):
+    """Input of the rounds over all tenants."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    at: AwareDatetime
+    """When the round began."""
+
+
+class LedgerReport(BaseModel):
+    """What a round over all tenants' ledgers found and did."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    flagged: int
+    """Requests whose worker is gone; their money is unknown from now on."""
+    returned_micros: int
+    unknown: int
+    """Requests that wait for somebody who has seen the provider's bill."""
+    unknown_micros: int
+    differences: int
+    """Where counters and entries disagree."""
+
+
+class NotificationReport(BaseModel):
+    """How many notifications were delivered."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    delivered: int
+
+
+class UpkeepReport(BaseModel):
+    """What a round of upkeep did; the Web UI shows it as the result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    ledgers: LedgerReport
+    notifications: NotificationReport
+
+
+@activity.defn
+async def reconcile_ledgers(round_: UpkeepRound) -> LedgerReport:
+    """Flag requests whose worker is gone, return what lies idle, hold counters against entries; tell people what is wrong."""
+    raise NotImplementedError
+
+
+@activity.defn
+async def deliver_notifications(round_: UpkeepRound) -> NotificationReport:
+    """Tell people what they have not been told yet."""
+    raise NotImplementedError
+
+
 @activity.defn
 async def admit_run(request: AdmissionRequest) -> AdmissionOutcome:
     """Bind the run to the current agent version, price list and policy, and write its first rows."""

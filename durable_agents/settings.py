@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     """How long a stopping worker lets running activities finish; longer than the longest call."""
     worker_concurrency: int = Field(default=100, gt=0, le=2000)
     """Activities a worker runs at once on each of its task queues: the main one, and one for each provider's model calls."""
+    notify_urls: SecretStr | None = None
+    """Who is told of limits reached and of what does not add up: apprise URLs, separated by spaces."""
     log_level: str = "INFO"
     build_id: str = Field(default="dev", min_length=1, max_length=64)
     """Which build of the code a worker runs; the Web UI shows it at every step the worker made."""
@@ -50,6 +52,11 @@ class Settings(BaseSettings):
     anthropic_base_url: str | None = Field(default=None, validation_alias="ANTHROPIC_BASE_URL")
     openai_api_key: SecretStr | None = Field(default=None, validation_alias="OPENAI_API_KEY")
     openai_base_url: str | None = Field(default=None, validation_alias="OPENAI_BASE_URL")
+
+    @property
+    def notified(self) -> tuple[SecretStr, ...]:
+        """The URLs of `notify_urls`, each a secret of its own."""
+        return tuple(SecretStr(url) for url in self.notify_urls.get_secret_value().split()) if self.notify_urls else ()
 
     @property
     def agent_folders(self) -> tuple[Path, ...]:

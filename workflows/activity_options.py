@@ -16,6 +16,7 @@ from durable_agents.domain.model_calls import PinnedModel
 
 HEARTBEAT_TIMEOUT = timedelta(seconds=4)  # four heartbeats; after a kill -9 another worker starts within this and a second
 STORAGE_TIME = timedelta(seconds=60)  # the transactions before and after a call, each with its own statement timeout
+UPKEEP_TIME = timedelta(minutes=4)  # a round is due every five
 
 _PATIENT = RetryPolicy(initial_interval=timedelta(seconds=1), backoff_coefficient=2.0, maximum_interval=timedelta(seconds=10))
 _PROVIDER = RetryPolicy(initial_interval=timedelta(seconds=1), backoff_coefficient=2.0, maximum_interval=timedelta(seconds=30))
@@ -72,6 +73,17 @@ def find_earlier_answer() -> ActivityConfig:
 def record_decision(approval: str, summary: str) -> ActivityConfig:
     """Options of `record_decision`: one short transaction."""
     return _short(f"decision-{approval[3:9]}", summary)
+
+
+def upkeep(activity_id: str) -> ActivityConfig:
+    """Options of a round over all tenants: tried again until the next one is due."""
+    return ActivityConfig(
+        start_to_close_timeout=UPKEEP_TIME,
+        schedule_to_close_timeout=UPKEEP_TIME,
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
+        retry_policy=_PATIENT,
+        activity_id=activity_id,
+    )
 
 
 def _short(activity_id: str, summary: str) -> ActivityConfig:

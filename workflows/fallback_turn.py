@@ -45,6 +45,7 @@ async def fallback_turn(run: RunScope, failure: Failure, depth: int) -> tuple[Ru
 
 async def _without_a_human(run: RunScope, failure: Failure, fallback: PinnedFallback, depth: int) -> RunResult | None:
     if fallback.text is not None:
+        run.apply(run_state.noted, workflow.now(), "gives the fixed text of the agent's file")
         return endings.fell_back(run.request.run_id, run.state, failure, fallback.text)
     if fallback.agent is not None:
         return await _let_another_agent(run, failure, fallback.agent, depth)
@@ -52,6 +53,7 @@ async def _without_a_human(run: RunScope, failure: Failure, fallback: PinnedFall
     earlier = await workflow.execute_activity(find_earlier_answer, reference, **activity_options.find_earlier_answer())
     if earlier.run_id is None:
         return None
+    run.apply(run_state.noted, workflow.now(), f"gives the answer of {earlier.run_id} again")
     found = endings.Output(earlier.output, earlier.output_artifact)
     return endings.answered_before(run.request.run_id, run.state, failure, earlier.run_id, found)
 

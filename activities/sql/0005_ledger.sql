@@ -120,6 +120,7 @@ alter table model_attempt add column hold_tokens bigint not null default 0 check
 alter table model_attempt add column tokens bigint not null default 0 check (tokens >= 0);
 alter table model_attempt add column gives_up_at timestamptz not null default now();  -- by then its worker has settled it, or is gone
 
+create index model_attempt_by_time on model_attempt (tenant, dispatched_at);
 create index model_attempt_open on model_attempt (tenant, state) where state in ('dispatched', 'unknown');
 
 do $$

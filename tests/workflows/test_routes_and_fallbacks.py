@@ -53,7 +53,9 @@ async def test_a_refusal_ends_with_the_fixed_text_of_the_agents_file(world: Worl
     async with world.worker():
         run = await world.start(agent="router")
         result = await run.result()
+        timeline = [entry.what for entry in await run.timeline()]
     assert (result.status, result.output) == (RunStatus.DEGRADED, "We will call you back.")
+    assert "gives the fixed text" in " ".join(timeline)
     assert "refused" in result.explanation
 
 
