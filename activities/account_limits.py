@@ -1,13 +1,15 @@
 """What may a user, an agent, a tenant, or everything together spend, and how much of it is used?
 
-Operators set limits while everything runs; they hold from the next draw on. What runs have drawn and not used is called back, so
-that a lowered limit stops the next request of every run at once.
+Operators set limits while everything runs; they hold from the next draw on, and who changed them stands in the audit log. What
+runs have drawn and not used is called back, so that a lowered limit stops the next request of every run at once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
-from activities import ledger
+from pydantic import JsonValue
+
+from activities import audit, ledger
 from activities.postgres import Connection, Database
 from durable_agents.domain.accounts import EACH, Amount, Period, Scope
 from durable_agents.domain.identifiers import RunId, TenantId
@@ -23,10 +25,25 @@ from (select * from account_limit where tenant = $1) limits full join (
 order by array_position(array['all', 'tenant', 'agent', 'user'], scope), name,
     array_position(array['run', 'day', 'month'], period)
 """
+_SET = """
+insert into account_limit as old values ($1, $2, $3, $4, $5, $6, $7)
+on conflict (tenant, scope, name, period) do update set changed_by = excluded.changed_by, changed_at = now(),
+    micros = coalesce(excluded.micros, old.micros), tokens = coalesce(excluded.tokens, old.tokens)
+returning micros, tokens
+"""
+_EVERY_DRAW_LOCKS = """
+select from account where tenant = $1 and scope = $2
+and starts >= date_trunc('month', now() at time zone 'utc' - interval '1 day')::date
+order by scope, name, period, starts for update
+"""
 _RESTING = """
 select distinct run_id from envelope where tenant = $1 and (rest_micros > 0 or rest_tokens > 0)
 and ($2::text is null or user_id = $2) and ($3::text is null or agent = $3) order by run_id
 """
+
+
+OF_NO_RUN = RunId("")
+"""In the audit log: what happened to a tenant and not to a run of it."""
 
 
 @dataclass(frozen=True)
@@ -56,23 +73,34 @@ def home(tenant: TenantId, scope: Scope) -> TenantId:
     return SYSTEM_TENANT if scope is Scope.ALL else tenant
 
 
-async def set_limit(connection: Connection, tenant: TenantId, limit: Limit, by: str) -> None:
-    """Set what is not None; the other limit stays as it is. In a transaction of the account's `home`."""
-    await connection.execute(
-        "insert into account_limit as old values ($1, $2, $3, $4, $5, $6, $7)"
-        " on conflict (tenant, scope, name, period) do update set changed_by = excluded.changed_by, changed_at = now(),"
-        " micros = coalesce(excluded.micros, old.micros), tokens = coalesce(excluded.tokens, old.tokens)",
-        home(tenant, limit.scope), limit.scope, limit.name, limit.period, limit.micros, limit.tokens, by,
-    )  # fmt: skip
+async def set_limit(connection: Connection, tenant: TenantId, limit: Limit, by: str) -> Limit:
+    """Set what is not None; the other limit stays as it is. What holds now. In a transaction of the account's `home`."""
+    where = home(tenant, limit.scope)
+    row = await connection.fetchrow(_SET, where, limit.scope, limit.name, limit.period, limit.micros, limit.tokens, by)
+    assert row is not None
+    now = replace(limit, micros=row["micros"], tokens=row["tokens"])
+    await _audit(connection, where, now, by)
+    return now
 
 
-async def clear_limit(connection: Connection, tenant: TenantId, scope: Scope, name: str, period: Period) -> bool:
+async def clear_limit(connection: Connection, tenant: TenantId, scope: Scope, name: str, period: Period, by: str) -> bool:
     """Remove a limit: unlimited from now on, or held to the limit of each. False when there was none."""
+    where = home(tenant, scope)
     removed = await connection.fetchval(
         "delete from account_limit where tenant = $1 and scope = $2 and name = $3 and period = $4 returning 1",
-        home(tenant, scope), scope, name, period,
+        where, scope, name, period,
     )  # fmt: skip
-    return removed is not None
+    if removed is None:
+        return False
+    await _audit(connection, where, Limit(scope, name, period, None, None), by)
+    return True
+
+
+async def _audit(connection: Connection, where: TenantId, now: Limit, by: str) -> None:
+    body: dict[str, JsonValue] = {
+        "scope": now.scope, "name": now.name, "period": now.period, "micros": now.micros, "tokens": now.tokens, "by": by,
+    }  # fmt: skip
+    await audit.append(connection, where, OF_NO_RUN, "limit_changed", body)
 
 
 async def standings(connection: Connection, tenant: TenantId, day: date) -> list[Standing]:
@@ -88,7 +116,13 @@ async def standings(connection: Connection, tenant: TenantId, day: date) -> list
 
 
 async def call_back(database: Database, tenant: TenantId, scope: Scope, name: str) -> Amount:
-    """Return to the accounts what runs of this account have drawn and not used; they draw again when they need it."""
+    """Return to the accounts what runs of this account have drawn and not used; they draw again when they need it.
+
+    First the draws under way are awaited, for they may not have seen a limit that was just set, and are not yet to be seen.
+    """
+    where = home(tenant, scope)
+    async with database.transaction(where) as connection:
+        await connection.fetch(_EVERY_DRAW_LOCKS, where, Scope.ALL if scope is Scope.ALL else Scope.TENANT)
     tenants = await known_tenants(database) if scope is Scope.ALL else [tenant]
     user = name if scope is Scope.USER and name != EACH else None
     agent = name if scope is Scope.AGENT and name != EACH else None

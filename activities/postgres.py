@@ -10,7 +10,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -71,9 +71,10 @@ class Database:
         return cls(pool)
 
     @asynccontextmanager
-    async def transaction(self, tenant: TenantId) -> AsyncIterator[Connection]:
-        """A transaction that sees and writes one tenant's rows."""
-        async with self._pool.acquire() as connection, connection.transaction():
+    async def transaction(self, tenant: TenantId, *, snapshot: bool = False) -> AsyncIterator[Connection]:
+        """A transaction that sees and writes one tenant's rows; as a snapshot all of its statements see the same moment."""
+        isolation: Literal["repeatable_read"] | None = "repeatable_read" if snapshot else None
+        async with self._pool.acquire() as connection, connection.transaction(isolation=isolation):
             await connection.execute("select set_config('app.tenant', $1, true)", tenant)
             yield connection
 

@@ -27,8 +27,10 @@ join run p on p.tenant = r.tenant and p.run_id = coalesce(r.payer, r.run_id)
 _GONE = f"""
 select a.run_id, a.call, a.attempt, a.hold_micros, a.hold_tokens, (a.dispatched_at at time zone 'utc')::date as day,
     p.run_id as payer, p.user_id, p.agent
-{_OF_PAYER} where a.tenant = $1 and a.state = 'dispatched' and a.gives_up_at < now() for update of a skip locked
+{_OF_PAYER} where a.tenant = $1 and a.state = 'dispatched' and a.gives_up_at < now()
+order by p.run_id, day, a.run_id, a.call, a.attempt for update of a skip locked
 """
+"""In the order in which the envelopes are locked afterwards: two that flag at once must not wait for each other."""
 _UNKNOWN = f"""
 select a.run_id, a.call, a.attempt, a.provider, a.model, a.request_id, a.hold_micros, a.hold_tokens, a.failure, a.dispatched_at,
     (a.dispatched_at at time zone 'utc')::date as day, p.run_id as payer, p.user_id, p.agent
@@ -110,9 +112,23 @@ class UnknownAttempt:
     attempt: int
     provider: str
     model: str
+    request_id: str | None
+    """The provider's own, if its answer began; it stands on the bill."""
     hold: Amount
     failure: str | None
     dispatched_at: datetime
+
+
+@dataclass(frozen=True)
+class SettledUnknown:
+    """What a request that was lost sight of has cost, and what came free by that."""
+
+    hold: Amount
+    cost: Amount
+    """Within the hold."""
+    overrun_micros: int
+    returned: Amount
+    """What the run has given back to its accounts: the rest of the hold, and whatever else it had not used."""
 
 
 async def reconcile(database: Database) -> Reconciled:
@@ -149,7 +165,7 @@ async def unknown(connection: Connection, tenant: TenantId) -> list[UnknownAttem
     rows = await connection.fetch(f"{_UNKNOWN} order by a.dispatched_at", tenant)
     return [
         UnknownAttempt(
-            RunId(row["run_id"]), row["call"], row["attempt"], row["provider"], row["model"],
+            RunId(row["run_id"]), row["call"], row["attempt"], row["provider"], row["model"], row["request_id"],
             Amount(row["hold_micros"], row["hold_tokens"]), row["failure"], row["dispatched_at"],
         )
         for row in rows
@@ -158,20 +174,21 @@ async def unknown(connection: Connection, tenant: TenantId) -> list[UnknownAttem
 
 async def settle_unknown(
     connection: Connection, tenant: TenantId, attempt: tuple[RunId, int, int], micros: int, *, by: str, reason: str
-) -> bool:
-    """Book what a request has cost after all, 0 when it was never billed; False when it is not (or no longer) unknown.
+) -> SettledUnknown | None:
+    """Book what a request has cost after all, 0 when it was never billed; None when it is not (or no longer) unknown.
 
-    What is beyond its hold goes to overrun. Its tokens count as the share of the hold that its money is.
+    What is beyond its hold goes to overrun. Its tokens count as the share of the hold that its money is. The rest of the hold
+    goes back to the accounts at once: the run may have ended long ago.
     """
     run, call, number = attempt
     row = await connection.fetchrow(
         f"{_UNKNOWN} and a.run_id = $2 and a.call = $3 and a.attempt = $4 for update of a", tenant, run, call, number
     )
     if row is None:
-        return False
+        return None
     hold = Amount(row["hold_micros"], row["hold_tokens"])
     charged = min(micros, hold.micros)
-    tokens = hold.tokens if micros >= hold.micros else -(-hold.tokens * micros // hold.micros)
+    tokens = -(-hold.tokens * charged // hold.micros) if hold.micros else hold.tokens if micros else 0
     await connection.execute(
         "update model_attempt set state = $5, cost_micros = $6, overrun_micros = $7, tokens = $8, settled_at = now()"
         " where tenant = $1 and run_id = $2 and call = $3 and attempt = $4",
@@ -184,9 +201,10 @@ async def settle_unknown(
         await ledger.settle(connection, payer, identity, row["day"], hold, spent, place="unknown")
     else:
         await ledger.release(connection, payer, identity, row["day"], hold, place="unknown")
+    returned = await ledger.give_back(connection, tenant, payer.run_id, f"settled {identity}")
     body: dict[str, JsonValue] = {"call": call, "attempt": number, "cost_micros": micros, "by": by, "reason": reason}
     await audit.append(connection, tenant, run, "unknown_settled", body)
-    return True
+    return SettledUnknown(hold, Amount(charged, tokens), micros - charged, returned)
 
 
 async def differences(connection: Connection, tenant: TenantId) -> AsyncIterator[str]:
@@ -200,12 +218,12 @@ async def differences(connection: Connection, tenant: TenantId) -> AsyncIterator
 
 
 async def all_differ(database: Database) -> bool:
-    """Are the accounts of everything together other than the sum of all tenants' own? Only exact while nothing is drawn."""
+    """Are the accounts of everything together other than the sum of all tenants' own?"""
     sums: dict[tuple[str, object], list[int]] = {}
     query = (
         "select scope, period, starts, drawn_micros, drawn_tokens from account where tenant = $1 and scope in ('tenant', 'all')"
     )
-    async with database.transaction(SYSTEM_TENANT) as connection:
+    async with database.transaction(SYSTEM_TENANT, snapshot=True) as connection:  # tenants draw between the statements
         booked = {(row["period"], row["starts"]): list(row)[3:] for row in await connection.fetch(query, SYSTEM_TENANT)}
         for tenant in await connection.fetch("select name from known_tenant where tenant = $1", SYSTEM_TENANT):
             async with as_tenant(connection, TenantId(tenant["name"]), SYSTEM_TENANT):

@@ -1,8 +1,12 @@
 """Who brings the database's schema up to date, and where is it without its password?"""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
-from activities.postgres import DatabaseError, migrate
+import asyncpg
+
+from activities.postgres import Database, DatabaseError, migrate
 from durable_agents.settings import Settings, read_settings
 from starter.cli.connection import servers_of_dev
 from starter.cli.exit_codes import CliError, ExitCode
@@ -25,6 +29,28 @@ def database_url(settings: Settings) -> str | None:
         return settings.database_url.get_secret_value()
     found = servers_of_dev(settings)
     return found.environment.get("DATABASE_URL") if found else None
+
+
+@asynccontextmanager
+async def open_database(too_long: str) -> AsyncIterator[Database]:
+    """The application's tables. `too_long` is cause and remedy where a statement runs out of time.
+
+    Raises:
+        CliError: there is no database, it does not let us in, or it takes too long.
+    """
+    url = database_url(read_settings())
+    if url is None:
+        raise CliError("no database: set DATABASE_URL, or start `dev`")
+    try:
+        database = await Database.open(url, max_size=1)
+    except DatabaseError as error:
+        raise CliError(str(error), ExitCode.NOT_REACHABLE) from error
+    try:
+        yield database
+    except (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, TimeoutError):
+        raise CliError(too_long, ExitCode.UNEXPECTED) from None
+    finally:
+        await database.close()
 
 
 def owner_url(settings: Settings) -> str | None:

@@ -15,6 +15,7 @@ class ExitCode(IntEnum):
     REFUSED = 6
     KEY_REUSED = 7
     OVERLOADED = 8
+    DIFFERS = 9
     DEGRADED = 10
     DENIED = 11
     EXPIRED = 12
@@ -40,6 +41,7 @@ _MEANINGS = {
     ExitCode.REFUSED: "a message to a run was refused; the reason is printed",
     ExitCode.KEY_REUSED: "the idempotency key belongs to a different request",
     ExitCode.OVERLOADED: "too much is waiting for a low-priority run; the line says when to try again",
+    ExitCode.DIFFERS: "`ledger check` or `ledger reconcile` found counters that are not the sum of their entries",
     ExitCode.DEGRADED: "the run completed with less than it was asked for",
     ExitCode.DENIED: "the run ended because a human said no",
     ExitCode.EXPIRED: "the run ended because nobody decided in time",

@@ -1,16 +1,22 @@
 """What did the person type: which input, which limits?"""
 
+import getpass
+import re
 import sys
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
+from durable_agents.domain.accounts import MOST
 from durable_agents.domain.budgets import Budget, Limit
 from durable_agents.domain.canonical import parse_json
 from durable_agents.domain.durations import read_duration
-from durable_agents.domain.identifiers import Name
+from durable_agents.domain.identifiers import Micros, Name, Person
+from durable_agents.domain.prices import MILLION, usd_to_micros
 from durable_agents.domain.tools import describe_errors
+from durable_agents.settings import read_settings
 from starter.cli.exit_codes import CliError
 
 MAX_READ_BYTES = 8 * 1024 * 1024
@@ -31,6 +37,48 @@ def read_input(source: str) -> dict[str, JsonValue]:
     if not isinstance(value, dict):
         raise CliError(f"--input is {_kind(value)}, not a JSON object: put it under a name, like '{{\"order\": …}}'")
     return value
+
+
+def read_usd(text: str, option: str) -> Micros:
+    """An amount of money, written out in digits: no sign, no exponent, no word.
+
+    Raises:
+        CliError: it is none, or beyond all money.
+    """
+    if not re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,6})?", text):
+        raise CliError(
+            f"{option} {text[:40]!r} is no amount of dollars: write digits with at most six decimals, like 12.50; 0 means none"
+        )
+    micros = usd_to_micros(Decimal(text))
+    if micros > MOST:
+        raise CliError(f"{option} {text[:40]} is more than ${MOST // MILLION:,}: leave a limit out where there is to be none")
+    return micros
+
+
+def read_count(text: str, option: str) -> int:
+    """A number of tokens, written out in digits.
+
+    Raises:
+        CliError: it is none, or beyond all reason.
+    """
+    if not re.fullmatch(r"[0-9]{1,20}", text):
+        raise CliError(f"{option} {text[:40]!r} is no number of tokens: write digits, like 2000000; 0 means none")
+    if int(text) > MOST:
+        raise CliError(f"{option} {text[:40]} is more than {MOST:,}: leave a limit out where there is to be none")
+    return int(text)
+
+
+def read_actor(by: str | None) -> str:
+    """Who acts: as was said, else DURABLE_AGENTS_IDENTITY, else the login name.
+
+    Raises:
+        CliError: nobody can be called so.
+    """
+    who = by if by is not None else read_settings().identity or getpass.getuser()
+    try:
+        return TypeAdapter(Person).validate_python(who)
+    except ValidationError:
+        raise CliError(f"--by {who[:40]!r} is nobody: give a name of 1 to 120 characters that print") from None
 
 
 def _text(source: str) -> str | bytes:

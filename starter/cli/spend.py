@@ -6,18 +6,16 @@ one tenant at a time, so tenants are named, and several are added up here.
 
 import csv
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 
-import asyncpg
 from pydantic import JsonValue
 
 from activities import spending
 from activities.account_limits import known_tenants
-from activities.postgres import Database, DatabaseError
+from activities.postgres import Database
 from activities.spending import Wanted
 from durable_agents.domain.identifiers import Micros, TenantId
 from durable_agents.domain.prices import format_usd, usd_to_micros
@@ -32,15 +30,15 @@ from durable_agents.domain.spending import (
     ranked,
     worst_first,
 )
-from durable_agents.settings import read_settings
 from starter.cli.connection import full_run_id
-from starter.cli.database import database_url
+from starter.cli.database import open_database
 from starter.cli.exit_codes import CliError, ExitCode
 from starter.cli.inputs import read_moment, read_name
 from starter.cli.options import Session
 from starter.cli.plain_text import plain
 from starter.cli.screen import Screen
 
+_TOO_LONG = "the report takes too long: narrow it by --since, --until or --agent"
 _FORMATS = ("table", "csv", "json")
 _SHORT_VERSION = 12
 _HEADINGS = ("cost", "unknown", "overrun", "calls", "input", "cached", "output", "runs", "completed", "per completed")
@@ -109,7 +107,7 @@ async def show(session: Session, asked: Asked, by: str, top: int | None, layout:
     wanted = asked.wanted(datetime.now(UTC))
     groups: list[Spending] = []
     amounts, runs, completed = Amounts(), 0, 0
-    async with _database() as database:
+    async with open_database(_TOO_LONG) as database:
         for tenant in await asked.names(database):
             async with database.transaction(tenant) as connection:
                 found, everything = await spending.grouped(connection, tenant, grouping, wanted)
@@ -181,7 +179,7 @@ async def anomalies(session: Session, asked: Asked, factor: int, at_least: str, 
     wanted = asked.wanted(datetime.now(UTC))
     found: list[Anomaly] = []
     judged, without_norm = 0, set[str]()
-    async with _database() as database:
+    async with open_database(_TOO_LONG) as database:
         for tenant in await asked.names(database):
             async with database.transaction(tenant) as connection:
                 runs = await spending.runs(connection, tenant, wanted)
@@ -272,25 +270,3 @@ def _harmless(cell: str | int | None) -> str | int | None:
         return cell
     text = plain(cell)
     return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
-
-
-@asynccontextmanager
-async def _database() -> AsyncIterator[Database]:
-    """The tables.
-
-    Raises:
-        CliError: there is no database, it does not let us in, or the report takes too long.
-    """
-    url = database_url(read_settings())
-    if url is None:
-        raise CliError("no database: set DATABASE_URL, or start `dev`")
-    try:
-        database = await Database.open(url, max_size=1)
-    except DatabaseError as error:
-        raise CliError(str(error), ExitCode.NOT_REACHABLE) from error
-    try:
-        yield database
-    except (asyncpg.QueryCanceledError, TimeoutError):
-        raise CliError("the report takes too long: narrow it by --since, --until or --agent", ExitCode.UNEXPECTED) from None
-    finally:
-        await database.close()

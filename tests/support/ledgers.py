@@ -49,7 +49,7 @@ class Books:
         """Remove a limit."""
         home = account_limits.home(TenantId(tenant), scope)
         async with self.database.transaction(home) as connection:
-            return await account_limits.clear_limit(connection, home, scope, name, period)
+            return await account_limits.clear_limit(connection, home, scope, name, period, "finance")
 
     async def hold(
         self, payer: Payer, transfer: str, amount: Amount, *, day: date = TODAY, allowance: int | None = None
