@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, JsonValue
 
-from activities import audit, dispatches, transcripts
+from activities import audit, dispatches, ledger, transcripts
 from activities.agents import AgentCatalog, LoadedAgent
 from activities.heartbeat import fence
 from activities.postgres import Connection
@@ -166,6 +166,7 @@ async def ask(connection: Connection, call: PreparedCall, kind: ApprovalKind, la
         ladder=ladder,
     )
     if await dispatches.open_approval(connection, call.request, needed):
+        await ledger.give_back(connection, call.request.tenant, call.run.payer.run_id, "waits")  # for days, perhaps
         body: dict[str, JsonValue] = {"approval": needed.approval_id, "kind": kind, "tool": needed.tool, "digest": bound}
         await audit.append(connection, call.request.tenant, call.request.run_id, "approval_asked", body)
     return needed

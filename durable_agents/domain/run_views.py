@@ -47,6 +47,8 @@ def budget_view(state: RunState, now: datetime) -> BudgetView:
     return BudgetView(
         budget=state.budget,
         spend=state.spend,
+        kept_micros=state.kept_micros,
+        accounts_used=state.accounts_used,
         wall_seconds=elapsed.wall.total_seconds(),
         working_seconds=elapsed.working.total_seconds(),
     )

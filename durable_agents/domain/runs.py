@@ -9,7 +9,7 @@ from durable_agents.domain.approvals import Approval
 from durable_agents.domain.budgets import Budget, Spend
 from durable_agents.domain.canonical import Words, canonical_json, digest, ensure_escaped_json
 from durable_agents.domain.failures import Failure
-from durable_agents.domain.identifiers import Digest, Key, Name, Person, RunId, TenantId, UserId, run_id
+from durable_agents.domain.identifiers import Digest, Key, Micros, Name, Person, RunId, TenantId, UserId, run_id
 
 MAX_INPUT_BYTES = 256 * 1024
 """Larger things are handed over by reference (a URL, a document id); the server refuses payloads over 2 MiB."""
@@ -144,6 +144,10 @@ class BudgetView(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     budget: Budget
     spend: Spend
+    kept_micros: Micros = Micros(0)
+    """What the run has drawn of the accounts above it and keeps for its next calls."""
+    accounts_used: int = 0
+    """Percent of the account above it that is nearest its limit, as of the last draw."""
     wall_seconds: float
     working_seconds: float
 

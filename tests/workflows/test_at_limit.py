@@ -13,7 +13,7 @@ from durable_agents import Budget, RunHandle, RunStatus
 from durable_agents.domain.accounts import Period, Scope
 from durable_agents.domain.approvals import ApprovalKind
 from durable_agents.domain.identifiers import TenantId
-from tests.support.scripts import Call, turns
+from tests.support.scripts import Call, refund, turns
 from tests.support.waiting import pending
 from tests.support.world import World
 from tests.workflows.conftest import SkippingWorld
@@ -168,6 +168,19 @@ async def test_without_anybody_to_ask_the_run_ends_as_budget_exhausted(world: Wo
     assert result.status is RunStatus.BUDGET_EXHAUSTED
     assert "the tenant on " in result.explanation
     assert await requests(world) == []
+
+
+async def test_a_run_that_waits_for_a_human_keeps_nothing_from_others(world: World) -> None:
+    """It may wait for days: what it has drawn and not used is returned, and drawn again when it goes on."""
+    await world.script(turns(refund("250.00"), "done"))
+    async with world.worker():
+        run = await world.start()
+        (asked,) = await pending(run)
+        (waiting,) = await world.rows("select rest_micros, spent_micros from envelope")
+        assert await world.rows("select 1 from account where drawn_micros <> $1", waiting["spent_micros"]) == []
+        await run.approve(asked.id, by="ann")
+        assert (await run.result()).status is RunStatus.COMPLETED
+    assert (waiting["rest_micros"], waiting["spent_micros"] > 0) == (0, True)
 
 
 async def test_what_a_run_has_drawn_and_not_used_is_returned_at_its_end(world: World) -> None:
