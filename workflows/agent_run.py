@@ -1,13 +1,13 @@
 """How does one agent run go, from its admission to its one end?
 
-Read it with `model_turn`, `tool_turn` and `human_gate`. Only this module assigns the run's state.
+Read it with `model_turn`, `tool_turn` and `human_gate`; what can be said to it meanwhile is in `run_messages`.
+Only this module assigns the run's state.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Concatenate, ParamSpec, assert_never
 
-from pydantic import ValidationError
 from temporalio import workflow
 from temporalio.common import RawValue
 from temporalio.exceptions import ActivityError, ApplicationError, RetryState
@@ -15,7 +15,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, RetryState
 from durable_agents import search_attributes
 from durable_agents.activity_contracts import AdmissionRequest, Ending, Refusal, admit_run, finish_run
 from durable_agents.domain import budgets, endings, run_state, run_views
-from durable_agents.domain.approvals import Approval, ApprovalDecision, Consent, Standing
+from durable_agents.domain.approvals import Consent
 from durable_agents.domain.budgets import Limit
 from durable_agents.domain.canonical import inert
 from durable_agents.domain.failures import Failure, FailureKind
@@ -23,13 +23,9 @@ from durable_agents.domain.identifiers import TenantId
 from durable_agents.domain.model_calls import ModelAnswer
 from durable_agents.domain.run_state import REJECTED_KEPT, RunInput, RunState
 from durable_agents.domain.runs import (
-    BudgetRaise,
-    BudgetView,
     CancelRequest,
     RunResult,
     RunStatus,
-    RunView,
-    TimelineEntry,
 )
 from durable_agents.domain.scarcity import Reached
 from durable_agents.domain.turns import Next, Step, after_model_call, after_tool_turn, signature
@@ -37,6 +33,7 @@ from workflows import activity_options, run_budget
 from workflows.any_input import any_input, any_input_async, read_start
 from workflows.fallback_turn import fallback_turn
 from workflows.model_turn import model_turn
+from workflows.run_messages import RunMessages
 from workflows.tool_turn import TurnEnd, tool_turn
 from workflows.top_up_turn import top_up_turn
 
@@ -46,7 +43,7 @@ MESSAGES_PER_EXECUTION = 1_500
 
 
 @workflow.defn(name="AgentRun")
-class AgentRun:
+class AgentRun(RunMessages):
     """One run of an agent.
 
     Signals: `submit_approval` (a human's decision), `request_cancel`. Updates: `decide_approval` (the same decision, answered at
@@ -91,7 +88,7 @@ class AgentRun:
         except asyncio.CancelledError:
             if workflow.cancellation_reason() is None:
                 raise
-            self.apply(_cancelling, CancelRequest(reason=workflow.cancellation_reason() or "cancelled in Temporal"))
+            self.apply(run_state.cancelling, CancelRequest(reason=workflow.cancellation_reason() or "cancelled in Temporal"))
             result = await life
         await workflow.wait_condition(workflow.all_handlers_finished)
         if result.status is RunStatus.FAILED:
@@ -271,94 +268,6 @@ class AgentRun:
         self._published = (status, pending)
         workflow.upsert_search_attributes(search_attributes.of_run(self.request.agent, self.request.tenant, status, pending))
 
-    @workflow.signal(
-        description="Decide a pending approval: {approval_id, decision: approve|deny, by, reason}. The first valid one wins; "
-        "a double changes nothing; a late or malformed one is kept among the rejected messages."
-    )
-    @any_input
-    def submit_approval(self, payload: RawValue) -> None:
-        """A human's decision, by whatever sender: never lost, never fatal."""
-        self.apply(run_state.counted_message)
-        data = payload.payload.data
-        try:
-            decision = ApprovalDecision.read(data)
-        except ValueError as error:
-            self._reject("submit_approval", str(error), inert(data[:200].decode(errors="replace"), 200))
-            return
-        self.apply(run_state.received, workflow.now(), "submit_approval", decision)
-
-    @workflow.update(
-        description="Decide a pending approval and learn at once whether it counts: {approval_id, decision, by, reason}. "
-        "Refused without a trace in history when it does not."
-    )
-    def decide_approval(self, decision: ApprovalDecision) -> str:
-        """The same decision as `submit_approval`; the validator has refused what does not count."""
-        self.apply(run_state.counted_message)
-        self.apply(run_state.received, workflow.now(), "decide_approval", decision)
-        return f"{decision.decision} counts for {decision.approval_id}"
-
-    @decide_approval.validator
-    def _validate_decision(self, decision: ApprovalDecision) -> None:
-        judgement = run_state.judged(self.state, workflow.now(), decision)
-        if judgement.standing is not Standing.COUNTS:
-            raise ApplicationError(judgement.reason, type="decision_refused", non_retryable=True)
-
-    @workflow.signal(description="Stop at the next safe point: {by, reason}. A double changes nothing.")
-    @any_input
-    def request_cancel(self, payload: RawValue) -> None:
-        """Stop; also a malformed cancel cancels, for stopping must never fail on its wording."""
-        self.apply(run_state.counted_message)
-        try:
-            cancel = CancelRequest.model_validate_json(payload.payload.data or b"{}")
-        except ValidationError:
-            cancel = CancelRequest(reason="asked for by a malformed request")
-        self.apply(_cancelling, cancel)
-
-    @workflow.update(description="Raise limits of the budget: {budget: {cost_usd, turns, …}, by, reason}.")
-    def raise_budget(self, change: BudgetRaise) -> BudgetView:
-        """New, higher limits, for the very next step."""
-        self.apply(run_state.counted_message)
-        self.apply(run_state.budget_raised, workflow.now(), change)
-        return self.budget()
-
-    @raise_budget.validator
-    def _validate_raise(self, change: BudgetRaise) -> None:
-        if self.state.result is not None or self.state.admitted is None:
-            raise ApplicationError("the run is not at work", type="budget_refused", non_retryable=True)
-        if (limit := budgets.lowers(self.state.budget, change.budget)) is not None:
-            message = f"{limit} would not be raised: it is {getattr(self.state.budget, limit.value)} now"
-            raise ApplicationError(message, type="budget_refused", non_retryable=True)
-
-    @workflow.signal(dynamic=True, description="Any other signal is kept among the rejected messages.")
-    def unknown_signal(self, name: str, args: Sequence[RawValue]) -> None:
-        """A mistyped signal name must be visible to whoever sent it."""
-        self.apply(run_state.counted_message)
-        excerpt = inert(args[0].payload.data[:200].decode(errors="replace"), 200) if args else ""
-        self._reject(inert(name, 60), "there is no signal of this name; see docs/messages.md", excerpt)
-
-    @workflow.query(description="Where the run stands.")
-    def status(self) -> RunView:
-        """Where the run stands."""
-        return run_views.view(self.state, self.request)
-
-    @workflow.query(description="What the run waits for humans for.")
-    def pending_approvals(self) -> tuple[Approval, ...]:
-        """What the run waits for humans for."""
-        return self.state.approvals
-
-    @workflow.query(description="What the run may use and has used.")
-    def budget(self) -> BudgetView:
-        """What the run may use and has used."""
-        return run_views.budget_view(self.state, workflow.now())
-
-    @workflow.query(description="What happened, the last 200 lines.")
-    def timeline(self) -> tuple[TimelineEntry, ...]:
-        """What happened, oldest first."""
-        return self.state.timeline
-
-    def _reject(self, message: str, reason: str, excerpt: str) -> None:
-        self.apply(run_state.rejected, workflow.now(), message, reason, excerpt)
-
 
 def _looks_different(before: RunState, after: RunState) -> bool:
     """Is there something new to show? Of a flood of junk messages every hundredth is, or showing takes longer than a task may."""
@@ -366,10 +275,6 @@ def _looks_different(before: RunState, after: RunState) -> bool:
         return after.rejected_count <= REJECTED_KEPT or after.rejected_count % 100 == 0
     shown = ("timeline", "approvals", "spend", "budget", "result", "admitted", "turn", "cancel")
     return any(getattr(before, name) is not getattr(after, name) for name in shown)
-
-
-def _cancelling(state: RunState, cancel: CancelRequest) -> RunState:
-    return state if state.cancel is not None else state.model_copy(update={"cancel": cancel})
 
 
 def _ended(state: RunState, result: RunResult) -> RunState:

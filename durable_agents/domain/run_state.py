@@ -347,6 +347,11 @@ def withdrawn(state: RunState, now: datetime, approval: ApprovalId) -> RunState:
     return noted(state.model_copy(update={"approvals": approvals}), now, "the limit was raised: nobody needs to be asked")
 
 
+def cancelling(state: RunState, cancel: CancelRequest) -> RunState:
+    """Somebody wants the run to stop; the first who says so is remembered."""
+    return state if state.cancel is not None else state.model_copy(update={"cancel": cancel})
+
+
 def counted_message(state: RunState) -> RunState:
     """One more signal or update has come in."""
     return state.model_copy(update={"messages_received": state.messages_received + 1})
