@@ -55,7 +55,10 @@ async def ask(database: TestDatabase) -> Wait | None:
     shared = await Database.open(database.app, max_size=1)
     try:
         async with shared.transaction(ACME) as connection:
-            return await provider_gates.ask(connection, ACME, GATE, Asking("c", 10, last_try=False, timeout=timedelta(seconds=9)))
+            wait = await provider_gates.ask(connection, ACME, GATE, Asking("c", 10, last_try=False, timeout=timedelta(seconds=9)))
+            if wait is not None:
+                await provider_gates.turned_away(connection, ACME, GATE)
+            return wait
     finally:
         await shared.close()
 
