@@ -8,7 +8,6 @@ from activities.agent_files import AgentFileError, definition_error, read_defini
 from durable_agents.domain.agents import AgentDefinition, EnvironmentValue, PinnedAgent
 from durable_agents.domain.canonical import digest
 from durable_agents.domain.identifiers import Digest
-from durable_agents.domain.permissions import ever_allowed
 from durable_agents.domain.tools import Tool
 from durable_agents.settings import environment_value
 
@@ -92,11 +91,11 @@ def load_agent(folder: Path) -> LoadedAgent:
         definition=definition,
         prompt=read_prompt(folder, definition.prompt),
         policy=policy,
-        policy_digest=digest(policy.model_dump(mode="json")),
-        tools=tuple(tools[name].spec for name in definition.tools if ever_allowed(policy, name)),
+        policy_digest=digest(policy.document()),
+        tools=tuple(tools[name].spec for name in definition.tools),
     )
     try:
-        pinned.fallbacks()
+        pinned.fallbacks(policy)
     except LookupError as error:
         raise AgentFileError(f"{folder / CATALOG_FILE}: fallbacks: {error.args[0]}") from None
     return LoadedAgent(folder, pinned, digest(pinned.model_dump(mode="json")), _listed(definition, tools))

@@ -11,7 +11,7 @@ from activities.heartbeat import stale_attempt
 from activities.postgres import Connection
 from durable_agents.domain.approvals import Consent
 from durable_agents.domain.effects import Dispatch, DispatchState, Effect
-from durable_agents.domain.identifiers import Digest, EffectKey
+from durable_agents.domain.identifiers import ApprovalId, Digest, EffectKey
 from durable_agents.domain.tool_calls import ConsentNeeded, ToolCallRequest, ToolSettled
 
 _SETTLED: TypeAdapter[ToolSettled] = TypeAdapter(ToolSettled)
@@ -102,6 +102,16 @@ async def open_approval(connection: Connection, call: ToolCallRequest, needed: C
         needed.model_dump(mode="json"),
     )
     return bool(opened)
+
+
+async def asked_under(connection: Connection, call: ToolCallRequest, approval: ApprovalId) -> tuple[Digest, int] | None:
+    """Digest and version of the policy under which a human was asked about this call; None: nobody was asked that."""
+    row = await connection.fetchrow(
+        "select policy_digest, coalesce((request ->> 'policy_version')::int, 0) as version from approval"
+        " where tenant = $1 and run_id = $2 and turn = $3 and index = $4 and approval_id = $5",
+        call.tenant, call.run_id, call.turn, call.index, approval,
+    )  # fmt: skip
+    return None if row is None else (Digest(row["policy_digest"]), row["version"])
 
 
 async def decide_approval(connection: Connection, call: ToolCallRequest, consent: Consent) -> bool:

@@ -18,6 +18,8 @@ from activities.answers import Bill, earlier_answer, keep, unusable, write_answe
 from activities.attempts import Settlement
 from activities.heartbeat import Lease, fence, heartbeating
 from activities.ledger import Held
+from activities.offers import Offer, offer
+from activities.policies import in_force
 from activities.postgres import Connection, Database
 from activities.providers.interface import ModelProvider, ProviderAnswer, ProviderFailure, ProviderRequest
 from activities.runs import RunRecord, load_run
@@ -58,6 +60,7 @@ class OpenAttempt:
     run: RunRecord
     model: PinnedModel
     request: ProviderRequest
+    offered: Offer
 
 
 class ModelActivities:
@@ -111,12 +114,17 @@ class ModelActivities:
             await transcripts.put(connection, call.tenant, call.run_id, call.turn - 1, CORRECTIONS + call.call, correction)
         messages = await transcripts.load(connection, call.tenant, call.run_id)
         model = run.terms.models[call.model]
-        request = _provider_request(run, call, model, messages)
+        force = await in_force(connection, call.tenant, run.agent)
+        offered = offer(run, call, force, (stored.message for stored in messages))
+        request = _provider_request(run, call, model, messages, offered)
         hold = call_maximum(model, call.model, await _context(connection, run, call, messages))
         if before.own is not None:  # only the answer to the COMMIT was lost: it is held, and it has not left
             own = before.own
-            return OpenAttempt(own.number, own.dispatched_at, hold, Held(0, 0), before.unknown_micros, run, model, request)
+            return OpenAttempt(
+                own.number, own.dispatched_at, hold, Held(0, 0), before.unknown_micros, run, model, request, offered
+            )
         if (cached := await earlier_answer(connection, run, call, model, request)) is not None:
+            cached = cached.model_copy(update={"withheld_tokens": offered.withheld_tokens})
             await attempts.record(connection, call, cached)
             return cached
         number = before.tries + 1
@@ -130,7 +138,7 @@ class ModelActivities:
         sent_at, held = opened
         if (answer := await self._ask_gate(connection, call, run, number, hold)) is not None:
             raise _TurnedAwayError(self._gate(model), answer)
-        return OpenAttempt(number, sent_at, hold, held, before.unknown_micros, run, model, request)
+        return OpenAttempt(number, sent_at, hold, held, before.unknown_micros, run, model, request, offered)
 
     def _refusal(
         self, call: ModelCallRequest, model: PinnedModel, before: attempts.Attempts, hold: CallMaximum
@@ -194,9 +202,11 @@ class ModelActivities:
             else:
                 bill = Bill(usage, charged, opened.unknown_micros, overrun)
                 written = await write_answer(connection, opened.run, call, opened.model, answer, bill)
+                await keep(connection, opened.run, opened.model, opened.request, answer, written)
                 kept = Micros(opened.held.rest_micros + opened.hold.cost_micros - charged)
-                outcome = written.model_copy(update={"accounts_used": opened.held.used_percent, "kept_micros": kept})
-                await keep(connection, opened.run, opened.model, opened.request, answer, outcome)
+                used, withheld = opened.held.used_percent, opened.offered.withheld_tokens
+                more = {"accounts_used": used, "kept_micros": kept, "withheld_tokens": withheld}
+                outcome = written.model_copy(update=more)
             await attempts.record(connection, call, outcome)
             await audit.append(connection, call.tenant, call.run_id, "model_called", _audit_body(call, opened, outcome))
             await provider_gates.answered(
@@ -265,20 +275,18 @@ def _caller(call: ModelCallRequest) -> str:
 
 
 def _provider_request(
-    run: RunRecord, call: ModelCallRequest, model: PinnedModel, messages: list[StoredMessage]
+    run: RunRecord, call: ModelCallRequest, model: PinnedModel, messages: list[StoredMessage], offered: Offer
 ) -> ProviderRequest:
     """Everything the model reads; near the limit less of it, from there on in every call: what is counted must stay a bound."""
-    tools, at_limit = run.agent.tools, run.terms.at_limit
-    if call.near_limit and at_limit is not None:
-        tools = tuple(spec for spec in tools if spec.name not in at_limit.without) or tools
-        if at_limit.keep_turns is not None:
-            messages = [messages[0], *(one for one in messages[1:] if one.turn >= call.turn - at_limit.keep_turns)]
+    at_limit = run.terms.at_limit
+    if call.near_limit and at_limit is not None and at_limit.keep_turns is not None:
+        messages = [messages[0], *(one for one in messages[1:] if one.turn >= call.turn - at_limit.keep_turns)]
     return ProviderRequest(
         model=model.model,
         max_tokens=model.max_tokens,
         system=system_prompt(run.agent),
         messages=[stored.message for stored in messages],
-        tools=tools,
+        tools=offered.tools,
         timeout=model.timeout,
     )
 

@@ -18,7 +18,11 @@ from durable_agents.domain.permissions import ConditionError
 _ENVIRONMENT = cel.NewEnv(
     variables={
         "args": cel.Type.Map(cel.Type.STRING, cel.Type.DYN),
-        **dict.fromkeys(("tool", "resource", "role", "user", "tenant", "risk"), cel.Type.STRING),
+        **dict.fromkeys(("tool", "resource", "role", "user", "tenant", "agent", "risk"), cel.Type.STRING),
+        "roles": cel.Type.List(cel.Type.STRING),
+        "spent": cel.Type.DYN,  # a number like those of `args`: `spent > 1` and `spent > 1.5` are both meant
+        "calls": cel.Type.INT,
+        "now": cel.Type.TIMESTAMP,
     }
 )
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, JsonValue
 from activities import audit, dispatches, ledger, transcripts
 from activities.agents import AgentCatalog, LoadedAgent
 from activities.heartbeat import fence
+from activities.policies import InForce, in_force_until_commit
 from activities.postgres import Connection
 from activities.runs import RunRecord, load_run
 from durable_agents.domain.approvals import ApprovalKind, Ladder, approval_digest, approval_id
@@ -43,6 +44,8 @@ class FoundCall:
     key: EffectKey
     row: Dispatch | None
     """The dispatch row as this attempt found it."""
+    force: InForce
+    """The policy that holds until this attempt's transaction ends."""
 
     @property
     def in_doubt(self) -> bool:
@@ -64,13 +67,18 @@ class PreparedCall(FoundCall):
 
     def bound_to(self, kind: ApprovalKind) -> Digest:
         """The digest a human's decision about this call is bound to."""
+        return self.bound_under(kind, self.force.digest, self.force.version)
+
+    def bound_under(self, kind: ApprovalKind, policy_digest: Digest, policy_version: int) -> Digest:
+        """The same under another policy than the one in force."""
         return approval_digest(
             run=self.run.run_id,
             path=self.path,
             kind=kind,
             tool=self.block.tool,
             arguments=self.arguments,
-            policy_digest=self.run.agent.policy_digest,
+            policy_digest=policy_digest,
+            policy_version=policy_version,
         )
 
 
@@ -90,6 +98,7 @@ async def find(connection: Connection, request: ToolCallRequest) -> FoundCall | 
         path=path,
         key=effect_key(request.tenant, request.run_id, run.first_execution, path),
         row=None if row is None else row[0],
+        force=await in_force_until_commit(connection, request.tenant, run.agent),
     )
 
 
@@ -97,8 +106,8 @@ def prepare(found: FoundCall, catalog: AgentCatalog) -> PreparedCall:
     """Match the call with its tool and validate its arguments. Raises SenselessCall."""
     agent = catalog.get(found.run.terms.agent)
     tool = agent.tools.get(found.block.tool) if agent is not None else None
-    if agent is None or tool is None or found.run.agent.tool(found.block.tool) is None:
-        offered = ", ".join(spec.name for spec in found.run.agent.tools) or "none"
+    if agent is None or tool is None or found.block.tool not in found.run.terms.tools:
+        offered = ", ".join(found.run.terms.tools) or "none"
         raise SenselessCall("unknown tool", f"There is no tool {inert(found.block.tool, 64)!r} here. The tools are: {offered}.")
     parsed, canonical = _parse(tool, found.block)
     return PreparedCall(
@@ -135,6 +144,8 @@ async def settle(
     stored = await transcripts.put(
         connection, request.tenant, request.run_id, request.turn, request.index + 1, Message(role="tool", blocks=(told,))
     )
+    digest_now = call.force.digest
+    other_policy = digest_now != call.run.terms.policy_digest
     outcome = ToolSettled(
         result=result,
         preview=inert(text, _PREVIEW),
@@ -142,10 +153,12 @@ async def settle(
         rule=inert(rule, _PREVIEW),
         mistake=mistake,
         fingerprint=digest([block.tool, block.arguments, told.text])[:12],
-        policy_digest=call.run.agent.policy_digest if result == "refused" else None,
+        policy_digest=digest_now if result == "refused" or other_policy else None,
     )
     await dispatches.settle(connection, request, outcome, key=call.key, tool=block.tool, fence=fence())
-    body: dict[str, JsonValue] = {"path": call.path, "tool": block.tool, "result": result, "rule": outcome.rule, "key": call.key}
+    body: dict[str, JsonValue] = {
+        "path": call.path, "tool": block.tool, "result": result, "rule": outcome.rule, "key": call.key, "policy": digest_now,
+    }  # fmt: skip
     await audit.append(connection, request.tenant, request.run_id, "tool_settled", body)
     return outcome
 
@@ -162,7 +175,8 @@ async def ask(connection: Connection, call: PreparedCall, kind: ApprovalKind, la
         facts=facts(call.arguments),
         model_says=inert(call.says, 300),
         digest=bound,
-        policy_digest=call.run.agent.policy_digest,
+        policy_digest=call.force.digest,
+        policy_version=call.force.version,
         ladder=ladder,
     )
     if await dispatches.open_approval(connection, call.request, needed):

@@ -11,6 +11,7 @@ from activities import audit, ledger, transcripts
 from activities.agents import AgentCatalog, LoadedAgent
 from activities.heartbeat import heartbeating
 from activities.ledger import Payer
+from activities.policies import InForce, in_force
 from activities.postgres import Connection, Database
 from activities.prices import model_known, price_of
 from activities.provider_gates import full
@@ -107,10 +108,13 @@ class RunActivities:
         failure = _request_problem(request, agent) or self._models_problem(request.request, agent)
         if failure is not None:
             return Refusal(failure=failure)
-        terms = _terms(request, agent)
         async with heartbeating():
             with storage_errors():
                 async with self._database.transaction(TenantId(request.request.tenant)) as connection:
+                    force = await in_force(connection, TenantId(request.request.tenant), agent.pinned)
+                    terms = _terms(request, agent, force)
+                    if isinstance(terms, Refusal):
+                        return terms
                     if (shed := await self._shed(connection, request, terms)) is not None:
                         return shed
                     usual = await _usual_turns(connection, TenantId(request.request.tenant), terms.agent)
@@ -216,26 +220,34 @@ def _request_problem(asked: AdmissionRequest, agent: LoadedAgent) -> Failure | N
     return None
 
 
-def _terms(asked: AdmissionRequest, agent: LoadedAgent) -> Admitted:
-    pinned, request = agent.pinned, asked.request
+def _terms(asked: AdmissionRequest, agent: LoadedAgent, force: InForce) -> Admitted | Refusal:
+    """What the run is bound to; refused where the policy in force cannot be read, or does not fit the agent (any more)."""
+    pinned, request, policy = agent.pinned, asked.request, force.policy
+    if policy is None:
+        return _refused(FailureKind.INVALID_AGENT, force.problem)
+    try:
+        fallbacks, at_limit = pinned.fallbacks(policy), pinned.at_limit(policy)
+    except LookupError as error:
+        remedy = f"add it by `policy put`, or take it out of {pinned.definition.name}/agent.yaml"
+        return _refused(FailureKind.INVALID_AGENT, f"{error.args[0]} (version {force.version}): {remedy}")
+    offered = pinned.offered(policy, UserId(request.user))
     own = pinned.definition.budget
     bounded = stricter(own, request.budget) if asked.stands_in_for and request.budget else narrowed(request.budget, own)
-    tools: list[JsonValue] = [
-        spec.model_dump(mode="json", include={"name", "description", "parameters"}) for spec in pinned.tools
-    ]
+    tools: list[JsonValue] = [spec.sent() for spec in offered]
     sent: list[JsonValue] = [system_prompt(pinned), tools, opening(request.input).model_dump(mode="json")]
     return Admitted(
         agent=pinned.definition.name,
         version=agent.version,
-        policy_digest=pinned.policy_digest,
+        policy_digest=force.digest,
+        policy_version=force.version,
         models=tuple(_pin(entry) for entry in pinned.definition.models),
-        tools={spec.name: ToolPlan(effect=spec.effect, timeout=spec.timeout) for spec in pinned.tools},
+        tools={spec.name: ToolPlan(effect=spec.effect, timeout=spec.timeout) for spec in offered},
         budget=bounded,
         patience=pinned.definition.patience,
         loops=pinned.definition.loops,
         routes=pinned.definition.routes(),
-        fallbacks=pinned.fallbacks(),
-        at_limit=pinned.at_limit(),
+        fallbacks=fallbacks,
+        at_limit=at_limit,
         opening_bytes=most_tokens(sent),
     )
 
@@ -280,7 +292,10 @@ async def _write(connection: Connection, request: AdmissionRequest, agent: Loade
     if not new:
         return await _admitted_before(connection, request)
     await transcripts.put(connection, tenant, run, 0, 0, opening(asked.input))
-    body: dict[str, JsonValue] = {"agent": terms.agent, "version": agent.version, "user": asked.user, "request": asked.digest()}
+    body: dict[str, JsonValue] = {
+        "agent": terms.agent, "version": agent.version, "user": asked.user, "request": asked.digest(),
+        "policy": terms.policy_digest, "policy_version": terms.policy_version,
+    }  # fmt: skip
     await audit.append(connection, tenant, run, "run_admitted", body)
     return Admission(terms=terms)
 

@@ -11,13 +11,14 @@ from pydantic import JsonValue
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities import audit, caches, dispatches
+from activities import audit, caches, dispatches, policies
 from activities.agents import AgentCatalog
 from activities.heartbeat import Lease, fence, heartbeating, stale_attempt
 from activities.permissions import evaluate, plain
 from activities.postgres import Connection, Database
 from activities.prepared_calls import FoundCall, PreparedCall, SenselessCall, ask, find, prepare, settle
 from activities.storage_errors import storage_errors
+from durable_agents.domain.agents import outcome_ladder
 from durable_agents.domain.approvals import ApprovalKind, Consent, approval_id
 from durable_agents.domain.artifacts import belongs_in_artifact
 from durable_agents.domain.canonical import digest, escape_text, inert, restore_text
@@ -67,9 +68,10 @@ class ToolActivities:
             if call.row is None and request.near_limit and _is_saved(call):
                 told = "The budget runs low: this tool is not used any more. Finish with what you have."
                 return await settle(connection, call, "refused", told, "the budget runs low")
-            verdict = _verdict(call)
-            stopped = await _stopped_by(connection, call, verdict) or await _from_cache(connection, call)
-            return await _take_next_step(connection, call, verdict) if stopped is None else stopped
+            verdict = await _verdict(connection, call)
+            consent = await _consent(connection, call)
+            stopped = await _stopped_by(connection, call, verdict, consent) or await _from_cache(connection, call)
+            return await _take_next_step(connection, call, verdict, consent) if stopped is None else stopped
 
     async def _act(self, call: PreparedCall, lease: Lease) -> ToolOutcome:
         """Send the effect and write down what came of it."""
@@ -117,8 +119,9 @@ def _tool_changed(call: FoundCall) -> ApplicationError:
     return ApplicationError(inert(message, 300), type=TOOL_CHANGED)
 
 
-def _verdict(call: PreparedCall) -> Verdict:
-    spec = call.tool.spec
+async def _verdict(connection: Connection, call: PreparedCall) -> Verdict:
+    """What the policy in force says, written down with what it says it of."""
+    spec, force, so_far = call.tool.spec, call.force, await policies.so_far(connection, call.request)
     asked = Call(
         tool=spec.name,
         risk=spec.risk,
@@ -126,19 +129,35 @@ def _verdict(call: PreparedCall) -> Verdict:
         arguments={name: plain(value) for name, value in call.tool.keywords(call.parsed).items()},
         user=call.run.user,
         tenant=call.run.tenant,
+        agent=call.run.terms.agent,
+        spent_micros=so_far.spent_micros,
+        calls=so_far.calls,
+        now=so_far.now,
     )
-    return decide(call.run.agent.policy, call.run.agent.policy_digest, asked, evaluate)
+    if force.policy is None:
+        verdict = Verdict(ruling=Ruling.DENY, rule=None, reason="the policy cannot be read", policy_digest=force.digest)
+    else:
+        verdict = decide(force.policy, force.digest, asked, evaluate)
+    await policies.record(connection, call.request, force, asked, verdict)
+    return verdict
 
 
-async def _stopped_by(connection: Connection, call: PreparedCall, verdict: Verdict) -> ToolOutcome | None:
-    """What the policy, or the human it asks, has against the call; None: nothing."""
+async def _stopped_by(
+    connection: Connection, call: PreparedCall, verdict: Verdict, consent: Consent | None
+) -> ToolOutcome | None:
+    """What a human, or the policy, has against the call; None: nothing."""
+    if consent is not None and not consent.approved:
+        why = f": {inert(consent.reason)}" if consent.reason else ""
+        told = "Nobody approved this call in time." if consent.expired else f"A human denied this call{why}."
+        return await _refuse(connection, call, told, f"denied by {consent.by}")
     match verdict.ruling:
         case Ruling.ALLOW:
             return None
         case Ruling.DENY:
             return await _refuse(connection, call, f"The policy does not allow this call: {verdict.reason}.", verdict.reason)
         case Ruling.ASK:
-            return await _stopped_by_human(connection, call, verdict)
+            assert verdict.ladder is not None
+            return await ask(connection, call, ApprovalKind.TOOL_CALL, verdict.ladder) if consent is None else None
     assert_never(verdict.ruling)
 
 
@@ -162,35 +181,42 @@ def _cache_key(call: PreparedCall) -> Digest:
     return digest(["tool", call.agent.version, call.tool.spec.name, call.arguments, call.run.user])
 
 
-async def _stopped_by_human(connection: Connection, call: PreparedCall, verdict: Verdict) -> ToolOutcome | None:
+async def _consent(connection: Connection, call: PreparedCall) -> Consent | None:
+    """What a human said of this call: any no, but a yes only if the policy it was given under is still in force."""
     consent = call.request.consent
     if consent is None:
-        assert verdict.ladder is not None
-        return await ask(connection, call, ApprovalKind.TOOL_CALL, verdict.ladder)
-    await _record_decision(connection, call, consent, ApprovalKind.TOOL_CALL)
-    if consent.approved:
         return None
-    why = f": {inert(consent.reason)}" if consent.reason else ""
-    told = "Nobody approved this call in time." if consent.expired else f"A human denied this call{why}."
-    return await _refuse(connection, call, told, f"denied by {consent.by}")
+    holds = await _record_decision(connection, call, consent, ApprovalKind.TOOL_CALL)
+    return consent if holds or not consent.approved else None
 
 
-async def _record_decision(connection: Connection, call: PreparedCall, consent: Consent, kind: ApprovalKind) -> None:
-    """Write down the decision once, after checking that it is about exactly the call that is at hand."""
+async def _record_decision(connection: Connection, call: PreparedCall, consent: Consent, kind: ApprovalKind) -> bool:
+    """Write down the decision once, after checking that it is about exactly the call that is at hand.
+
+    False: about exactly this call, but asked for under a policy that has been changed since.
+    """
     bound = call.bound_to(kind)
+    holds = consent.digest == bound
+    if not holds and (asked := await dispatches.asked_under(connection, call.request, consent.approval_id)) is not None:
+        bound = call.bound_under(kind, *asked)
     if consent.digest != bound or consent.approval_id != approval_id(bound) or consent.kind is not kind:
         message = f"the decision {consent.approval_id} is bound to another call than {call.path}"
         raise ApplicationError(message, type=CONSENT_MISMATCH, non_retryable=True)
     if await dispatches.decide_approval(connection, call.request, consent):
-        await audit.append(connection, call.request.tenant, call.request.run_id, "approval_decided", consent.audited())
+        since: dict[str, JsonValue] = {} if holds else {"policy_changed_to": call.force.digest}
+        body = consent.audited() | since
+        await audit.append(connection, call.request.tenant, call.request.run_id, "approval_decided", body)
+    return holds
 
 
-async def _take_next_step(connection: Connection, call: PreparedCall, verdict: Verdict) -> PreparedCall | ToolOutcome:
+async def _take_next_step(
+    connection: Connection, call: PreparedCall, verdict: Verdict, consent: Consent | None
+) -> PreparedCall | ToolOutcome:
     effect = call.tool.spec.effect
     step = next_step(effect, call.row, call.arguments_digest, fence())
     match step:
         case NextStep.CALL | NextStep.RECONCILE:
-            await _write_intent(connection, call, verdict)
+            await _write_intent(connection, call, verdict, consent)
             return call
         case NextStep.DECLARE_UNKNOWN:
             return await _ask_about_outcome(connection, call)
@@ -208,8 +234,8 @@ async def _take_next_step(connection: Connection, call: PreparedCall, verdict: V
     assert_never(step)
 
 
-async def _write_intent(connection: Connection, call: PreparedCall, verdict: Verdict) -> None:
-    request, consent = call.request, call.request.consent
+async def _write_intent(connection: Connection, call: PreparedCall, verdict: Verdict, consent: Consent | None) -> None:
+    request = call.request
     await dispatches.begin(
         connection, request, key=call.key, tool=call.block.tool, effect=call.tool.spec.effect,
         arguments=call.arguments_digest, fence=fence(), tries=0 if call.row is None else call.row.tries,
@@ -242,7 +268,7 @@ async def _resolve_unknown(connection: Connection, call: PreparedCall) -> ToolOu
 
 async def _ask_about_outcome(connection: Connection, call: PreparedCall) -> ToolOutcome:
     await dispatches.mark(connection, call.request, DispatchState.UNKNOWN, fence())
-    return await ask(connection, call, ApprovalKind.OUTCOME, call.run.agent.outcome_ladder())
+    return await ask(connection, call, ApprovalKind.OUTCOME, outcome_ladder(call.force.policy))
 
 
 async def _send(call: PreparedCall) -> str:

@@ -12,11 +12,11 @@ from durable_agents.domain.compact import Compact
 from durable_agents.domain.durations import Duration
 from durable_agents.domain.effects import Effect
 from durable_agents.domain.fallbacks import Fallback, PinnedFallback
-from durable_agents.domain.identifiers import NAME, Digest, Name
+from durable_agents.domain.identifiers import NAME, Digest, Name, UserId
 from durable_agents.domain.loops import LoopGuard
 from durable_agents.domain.messages import Message, TextBlock
 from durable_agents.domain.model_calls import PinnedModel, Provider
-from durable_agents.domain.permissions import Policy
+from durable_agents.domain.permissions import Policy, ever_allowed
 from durable_agents.domain.prices import Price, PriceTier, Rates, usd_to_micros
 from durable_agents.domain.provider_gates import PATIENCE
 from durable_agents.domain.routing import PinnedRoute, Route
@@ -142,42 +142,50 @@ class PinnedAgent(BaseModel):
     policy: Policy
     policy_digest: Digest
     tools: tuple[ToolSpec, ...]
-    """The tools the policy can ever allow, in the order of `agent.yaml`."""
+    """The tools of `agent.yaml`, in its order. Which of them a run is offered is up to the policy in force."""
 
     def tool(self, name: str) -> ToolSpec | None:
         """The pinned tool of this name."""
         return next((spec for spec in self.tools if spec.name == name), None)
 
-    def outcome_ladder(self) -> Ladder:
-        """Who is asked when nobody knows whether an effect happened."""
-        return self.policy.ladders.get(OUTCOME_LADDER, DEFAULT_OUTCOME_LADDER)
+    def offered(self, policy: Policy, user: UserId) -> tuple[ToolSpec, ...]:
+        """The tools that a policy can ever allow this agent in a run of this user."""
+        return tuple(spec for spec in self.tools if ever_allowed(policy, spec.name, agent=self.definition.name, user=user))
 
-    def fallbacks(self) -> tuple[PinnedFallback, ...]:
+    def fallbacks(self, policy: Policy) -> tuple[PinnedFallback, ...]:
         """The fallbacks with their ladders found. Raises LookupError naming a ladder that the policy lacks."""
         found = []
         for fallback in self.definition.fallbacks:
-            if fallback.human is not None and fallback.human not in self.policy.ladders:
-                raise LookupError(f"there is no ladder {fallback.human!r} in policy.yaml")
-            ladder = self.policy.ladders[fallback.human] if fallback.human is not None else None
+            ladder = _ladder(policy, fallback.human) if fallback.human is not None else None
             found.append(PinnedFallback(ladder=ladder, **fallback.model_dump(exclude={"human"})))
         return tuple(found)
 
-    def at_limit(self) -> PinnedAtLimit | None:
+    def at_limit(self, policy: Policy) -> PinnedAtLimit | None:
         """What happens as the budget runs out, its ladder found. Raises LookupError naming a ladder that the policy lacks."""
         stated = self.definition.at_limit
         if stated is None:
             return None
-        if stated.ask is not None and stated.ask not in self.policy.ladders:
-            raise LookupError(f"there is no ladder {stated.ask!r} in policy.yaml")
         places = {entry.name: index for index, entry in enumerate(self.definition.models)}
         return PinnedAtLimit(
             near=stated.near,
             model=places[stated.model] if stated.model is not None else None,
             without=stated.without,
             keep_turns=stated.keep_turns,
-            ladder=self.policy.ladders[stated.ask] if stated.ask is not None else None,
+            ladder=_ladder(policy, stated.ask) if stated.ask is not None else None,
             add=stated.add,
         )
+
+
+def outcome_ladder(policy: Policy | None) -> Ladder:
+    """Who is asked when nobody knows whether an effect happened; also where no policy can be read."""
+    return (policy.ladder(OUTCOME_LADDER) if policy is not None else None) or DEFAULT_OUTCOME_LADDER
+
+
+def _ladder(policy: Policy, name: str) -> Ladder:
+    found = policy.ladder(name)
+    if found is None:
+        raise LookupError(f"there is no ladder {name!r} in the policy")
+    return found
 
 
 class ToolPlan(BaseModel):
@@ -194,8 +202,12 @@ class Admitted(Compact):
     agent: str
     version: Digest
     policy_digest: Digest
+    """Of the policy in force at admission; what holds at a call is read anew."""
+    policy_version: int = 0
+    """Which version that was; 0: the agent's own policy.yaml."""
     models: tuple[PinnedModel, ...]
     tools: dict[str, ToolPlan]
+    """What the policy could ever allow at admission: no other tool is offered, or called, later."""
     budget: Budget
     patience: timedelta = PATIENCE
     loops: LoopGuard = LoopGuard()

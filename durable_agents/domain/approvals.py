@@ -143,9 +143,20 @@ class Judgement(BaseModel):
 
 
 def approval_digest(
-    *, run: RunId, path: CallPath, kind: ApprovalKind, tool: str, arguments: dict[str, JsonValue], policy_digest: Digest
+    *,
+    run: RunId,
+    path: CallPath,
+    kind: ApprovalKind,
+    tool: str,
+    arguments: dict[str, JsonValue],
+    policy_digest: Digest,
+    policy_version: int = 0,
 ) -> Digest:
-    """What an approval is bound to. Change one argument, the tool, the policy or the run, and the digest is another."""
+    """What an approval is bound to. Change one argument, the tool, the policy or the run, and the digest is another.
+
+    The version counts beside the policy's words: who goes back to an earlier policy has changed it twice.
+    """
+    version: dict[str, JsonValue] = {"policy_version": policy_version} if policy_version else {}
     return digest(
         {
             "domain": "durable-agents/approval/1",
@@ -155,6 +166,7 @@ def approval_digest(
             "tool": tool,
             "arguments": dict(arguments),
             "policy": policy_digest,
+            **version,
         }
     )
 

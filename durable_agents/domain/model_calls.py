@@ -145,6 +145,8 @@ class ModelAnswer(Compact):
     """Percent of the account above the run that is nearest its limit; 0 when nothing was drawn for this call."""
     kept_micros: Micros = Micros(0)
     """What the run has drawn of its accounts and keeps for its next calls."""
+    withheld_tokens: int = 0
+    """The most that tools would have added which the policy in force kept from this call; the next may have them again."""
     problem: Failure | None = None
     """The answer is recorded, but it does not do: e.g. it does not fit the output schema."""
 
@@ -156,9 +158,9 @@ class ModelAnswer(Compact):
         more, e.g. with reasoning that is sent back.
         """
         if self.cached_tokens is not None:
-            return self.cached_tokens
+            return self.cached_tokens + self.withheld_tokens
         again = self.message_bytes + FRAMING_TOKENS_PER_MESSAGE
-        return self.usage.input_tokens + max(self.usage.output_tokens, again)
+        return self.usage.input_tokens + max(self.usage.output_tokens, again) + self.withheld_tokens
 
 
 class ModelFailure(Compact):

@@ -154,7 +154,8 @@ def admitted(state: RunState, now: datetime, terms: Admitted) -> RunState:
     changed = state.model_copy(
         update={"admitted": terms, "budget": terms.budget, "context": ContextSize().plus(terms.opening_bytes)}
     )
-    return noted(changed, now, f"admitted as {terms.agent} version {terms.version[:12]}")
+    policy = f", policy version {terms.policy_version} ({terms.policy_digest[:12]})" if terms.policy_version else ""
+    return noted(changed, now, f"admitted as {terms.agent} version {terms.version[:12]}{policy}")
 
 
 def asking(state: RunState, model: int) -> RunState:

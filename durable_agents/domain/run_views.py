@@ -26,6 +26,8 @@ def view(state: RunState, request: RunRequest) -> RunView:
         run_id=request.run_id,
         agent=request.agent,
         agent_version=state.admitted.version if state.admitted else None,
+        policy_digest=state.admitted.policy_digest if state.admitted else None,
+        policy_version=state.admitted.policy_version if state.admitted else 0,
         tenant=TenantId(request.tenant),
         user=UserId(request.user),
         status=status(state),

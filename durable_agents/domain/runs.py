@@ -159,6 +159,9 @@ class RunView(BaseModel):
     run_id: RunId
     agent: str
     agent_version: Digest | None
+    policy_digest: Digest | None = None
+    """Of the policy in force when the run was admitted."""
+    policy_version: int = 0
     tenant: TenantId
     user: UserId
     status: RunStatus

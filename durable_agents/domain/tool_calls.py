@@ -38,6 +38,7 @@ class ToolSettled(Compact):
     fingerprint: str = ""
     """Stands for tool, arguments and result: equal fingerprints are the same call with the same outcome."""
     policy_digest: Digest | None = None
+    """The policy it was judged by, where it was refused or that policy is another than at the run's admission."""
 
 
 class ConsentNeeded(BaseModel):
@@ -53,6 +54,7 @@ class ConsentNeeded(BaseModel):
     model_says: str
     digest: Digest
     policy_digest: Digest
+    policy_version: int = 0
     ladder: Ladder
 
 

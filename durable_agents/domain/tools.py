@@ -66,6 +66,10 @@ class ToolSpec(BaseModel):
     cache: timedelta | None = None
     """How long a result may be given again to the same user of the same agent version; only for reads."""
 
+    def sent(self) -> dict[str, JsonValue]:
+        """What of it every model call carries."""
+        return {"name": self.name, "description": self.description, "parameters": self.parameters}
+
 
 ToolFunction = Callable[..., Awaitable[object]]
 Reconcile = Callable[..., Awaitable[object | None]]

@@ -65,6 +65,7 @@ def show_status(screen: Screen, view: RunView, url: str | None) -> None:
     screen.facts(
         [
             ("agent", f"{view.agent} {(view.agent_version or '')[:12]}".strip()),
+            *([("policy", f"version {view.policy_version} {view.policy_digest[:12]}")] if view.policy_digest else []),
             ("for", f"{view.user} ({view.tenant})"),
             ("turn", str(view.turn)),
             ("doing", view.doing),

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from activities.agents import AgentCatalog, load_agent
-from durable_agents.domain.agents import DEFAULT_OUTCOME_LADDER, PinnedAgent, opening, system_prompt
+from durable_agents.domain.agents import DEFAULT_OUTCOME_LADDER, PinnedAgent, opening, outcome_ladder, system_prompt
+from durable_agents.domain.identifiers import UserId
+from durable_agents.domain.permissions import Policy
 from tests.activities.test_agent_files import AGENT, POLICY, TOOLS
 from tests.support.world import AGENTS
 
@@ -69,14 +71,17 @@ def test_a_pinned_agent_survives_storage(folder: Path) -> None:
     assert PinnedAgent.model_validate_json(pinned.model_dump_json()) == pinned
     assert pinned.tool("look") is not None
     assert pinned.tool("sell") is None
-    assert pinned.outcome_ladder() == DEFAULT_OUTCOME_LADDER
+    assert outcome_ladder(pinned.policy) == outcome_ladder(None) == DEFAULT_OUTCOME_LADDER
 
 
-def test_a_tool_the_policy_can_never_allow_is_not_pinned(folder: Path) -> None:
-    """The model is not shown what it could only be denied."""
+def test_a_tool_the_policy_can_never_allow_is_pinned_but_not_offered(folder: Path) -> None:
+    """The model is not shown what it could only be denied; a policy put without a deploy may allow it one day."""
     (folder / "policy.yaml").write_text(POLICY.replace("allow: look", "deny: look"))
     agent = load_agent(folder)
-    assert agent.pinned.tools == ()
+    assert agent.pinned.offered(agent.pinned.policy, UserId("ann")) == ()
+    looser = Policy.model_validate({"roles": {"boss": ["bob"]}, "rules": [{"allow": "look", "role": "boss"}]})
+    assert agent.pinned.offered(looser, UserId("ann")) == ()
+    assert agent.pinned.offered(looser, UserId("bob")) == agent.pinned.tools != ()
     assert set(agent.tools) == {"look"}
 
 

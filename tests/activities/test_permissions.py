@@ -11,11 +11,15 @@ from pydantic import BaseModel
 
 from activities.permissions import check_condition, evaluate, plain
 from durable_agents.domain.canonical import digest
-from durable_agents.domain.identifiers import UserId
+from durable_agents.domain.identifiers import Micros, UserId
 from durable_agents.domain.permissions import Call, ConditionError, Policy, Ruling, decide
 from tests.domain.strategies import checked
 
-BASE = {"tool": "refund", "resource": "order:A-1", "role": "staff", "user": "ann", "tenant": "acme", "risk": "write"}
+NOW = datetime(2026, 11, 20, 17, 5, 9, tzinfo=UTC)
+BASE: dict[str, object] = {
+    "tool": "refund", "resource": "order:A-1", "role": "staff", "roles": ["clerks", "staff"], "user": "ann", "tenant": "acme",
+    "agent": "clerk", "risk": "write", "spent": 1.25, "calls": 3, "now": NOW,
+}  # fmt: skip
 
 
 class Colour(StrEnum):
@@ -62,6 +66,17 @@ def facts(**arguments: object) -> dict[str, object]:
         ("args.wait <= 60.0", {"wait": timedelta(minutes=1)}, True),
         ("user == 'ann' && tenant == 'acme' && risk == 'write' && role == 'staff' && tool == 'refund'", {}, True),
         ("resource.startsWith('order:')", {}, True),
+        ("'staff' in roles && !('bosses' in roles) && agent == 'clerk'", {}, True),
+        ("spent > 1", {}, True),
+        ("spent > 1.25", {}, False),
+        ("spent + 1.0 >= 2.25", {}, True),
+        ("calls >= 3 && calls < 4", {}, True),
+        ("now.getHours() >= 9 && now.getHours() < 17", {}, False),
+        ("now.getHours('-08:00') == 9 && now.getMinutes() == 5", {}, True),
+        ("now.getDayOfWeek() == 5", {}, True),
+        ("now.getDayOfWeek() in [0, 6]", {}, False),
+        ("now < timestamp('2026-12-01T00:00:00Z')", {}, True),
+        ("now - timestamp('2026-11-20T16:05:09Z') == duration('1h')", {}, True),
     ],
 )
 def test_a_condition_means_what_it_says(condition: str, arguments: dict[str, object], value: bool) -> None:
@@ -93,6 +108,8 @@ def test_amounts_compare_as_amounts(amount: Decimal, threshold: Decimal) -> None
         ("args.flag ? true : false", {"flag": "true"}),
         ("args.order.matches(args.pattern)", {"order": "A", "pattern": "("}),
         ("!args.text", {"text": "x"}),
+        ("spent > args.text", {"text": "x"}),
+        ("now.getHours(args.text) > 1", {"text": "Nowhere/Land"}),
     ],
 )
 def test_what_is_neither_true_nor_false_is_an_error(condition: str, arguments: dict[str, object]) -> None:
@@ -111,6 +128,7 @@ def test_a_condition_that_breaks_denies_in_the_end(effect: str) -> None:
     policy = Policy.model_validate({"rules": [rule, {"allow": "*"}], "ladders": ladders})
     call = Call(
         tool="refund", risk="write", resource="", arguments={"amount": 5.0}, user=UserId("ann"), tenant="acme",
+        agent="clerk", spent_micros=Micros(0), calls=0, now=NOW,
     )  # fmt: skip
     verdict = decide(policy, digest("p"), call, evaluate)
     assert (verdict.ruling, verdict.rule) == (Ruling.DENY, 0)
@@ -127,6 +145,10 @@ def test_a_condition_that_breaks_denies_in_the_end(effect: str) -> None:
         ("[true]", "not true or false"),
         ("amount > 100.0", "undeclared reference to 'amount'"),
         ("tool == 1", "no matching overload"),
+        ("calls > 'a'", "no matching overload"),
+        ("roles == 'staff'", "no matching overload"),
+        ("now > 17", "no matching overload"),
+        ("confidence > 0.9", "undeclared reference to 'confidence'"),
         ("args.amount >", "Syntax error"),
         ("args.amount > 100.0; true", "Syntax error"),
         ("", "Syntax error"),

@@ -17,7 +17,17 @@ else:
     Own = asyncpg.Connection
 
 FORGETFUL = ("cache_entry", "account_limit")  # what may be deleted: nobody's record of anything
-APPEND_ONLY = ("agent_version", "artifact", "audit_entry", "known_tenant", "ledger_entry", "message", "model_call")
+APPEND_ONLY = (
+    "agent_version",
+    "artifact",
+    "audit_entry",
+    "known_tenant",
+    "ledger_entry",
+    "message",
+    "model_call",
+    "policy_decision",
+    "policy_version",
+)
 SEED = {
     "run": "('{t}', 'r', 'x', 'd', 'a', 'v', 'u', '{{}}')",
     "agent_version": "('{t}', 'v', '{{}}')",
@@ -36,6 +46,9 @@ SEED = {
     "envelope": "('{t}', 'r', '2026-01-01', 'u', 'a')",
     "ledger_entry": "('{t}', 'r', '2026-01-01', 'draw', '1.1', 'accounts', 'rest', 1, 1)",
     "known_tenant": "('{t}', 'n')",
+    "policy_version": "('{t}', 'a', 1, '{{}}', 'd', 'ann', 'why')",
+    "policy_in_force": "('{t}', 'a', 1)",
+    "policy_decision": "('{t}', 'r', 1, 0, 0, 'a', 'u', 'tool', 'allow', 0, 'why', 'd', '{{}}')",
     "notification": "('{t}', 'id', 'k', 'title', 'body')",
     "audit_entry": "('{t}', 1, 'p', 'h', 1, 'r', 'e', '{{}}')",
 }
