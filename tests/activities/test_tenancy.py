@@ -27,7 +27,7 @@ SEED = {
     "model_attempt": "('{t}', 'r', 1, 1, 1, 'p', 'm', 'dispatched', 5)",
     "tool_dispatch": "('{t}', 'r', 1, 0, 'key', 'tool', 'read', 'd', 'dispatched', 1, 1)",
     "approval": "('{t}', 'r', 'ap', 1, 0, 'k', 'tool', 'd', 'p', '{{}}')",
-    "audit_head": "('{t}', 0, 'h')",
+    "audit_head": "('{t}', 0, repeat('0', 64))",
     "provider_limit": "('{t}', 'p', 'm')",
     "provider_gate": "('{t}', 'p', 'm', 'key')",
     "cache_entry": "('{t}', 'k', '{{}}', now(), now())",
@@ -37,7 +37,7 @@ SEED = {
     "ledger_entry": "('{t}', 'r', '2026-01-01', 'draw', '1.1', 'accounts', 'rest', 1, 1)",
     "known_tenant": "('{t}', 'n')",
     "notification": "('{t}', 'id', 'k', 'title', 'body')",
-    "audit_entry": "('{t}', 1, 'p', 'h', 1, 'r', 'e', '{{}}')",
+    "audit_entry": "('{t}', 1, repeat('0', 64), 'h', 1, 'r', 'e', '{{}}')",
 }
 UNPROTECTED = """
 select c.relname from pg_class c
