@@ -62,8 +62,12 @@ left join lateral (
     where l.tenant = a.tenant and l.scope = a.scope and l.period = 'run' and l.name in (a.name, '*') and a.period = 'day'
     order by l.name = '*' limit 1) run on true
 where tenant = $1 and (scope, name, period, starts) in (select * from unnest($2::text[], $3::text[], $4::text[], $5::date[]))
+    and cardinality($2::text[]) = (
+        select count(*) from account where tenant = $1
+        and (scope, name, period, starts) in (select * from unnest($2::text[], $3::text[], $4::text[], $5::date[])))
 order by scope, name, period, starts for update of a
 """
+"""All or none: who held some and then opened the others would wait out of order, for somebody who opens them too."""
 _OPEN_ACCOUNTS = """
 insert into account (tenant, scope, name, period, starts)
 select $1, * from unnest($2::text[], $3::text[], $4::text[], $5::date[]) on conflict do nothing
@@ -278,7 +282,7 @@ async def _locked(connection: Connection, tenant: TenantId, names: Sequence[Acco
     """Accounts of one tenant as they stand, locked until the transaction ends, and the run's own share beside each."""
     columns = _columns(names)
     rows = await connection.fetch(_LOCK, tenant, *columns)
-    if len(rows) < len(names):  # the first draw of the day, or of the month
+    if not rows:  # the first draw of the day, or of the month
         await connection.execute(_OPEN_ACCOUNTS, tenant, *columns)
         await _know(connection, tenant)
         rows = await connection.fetch(_LOCK, tenant, *columns)

@@ -91,8 +91,10 @@ class Caller:
 
 def call_of(tenant: str, run: RunId, call: int, allowance: int | None = None) -> ModelCallRequest:
     """The run's call of that number, which becomes the turn of that number."""
-    left = None if allowance is None else Micros(allowance)
-    return ModelCallRequest(tenant=TenantId(tenant), run_id=run, call=call, turn=call, model=0, allowance_micros=left)
+    left, words = None if allowance is None else Micros(allowance), "Go on." if call > 1 else ""
+    return ModelCallRequest(
+        tenant=TenantId(tenant), run_id=run, call=call, turn=call, model=0, allowance_micros=left, correction=words
+    )
 
 
 def write_agent(folder: Path, provider: Provider, *, timeout: str = "15s") -> None:
