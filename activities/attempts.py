@@ -94,8 +94,7 @@ async def dispatch(
     allowance: int | None,
 ) -> tuple[datetime, Held] | NoRoom:
     """Hold the most that a request can cost, and write down that it is about to leave; when, by the database's clock."""
-    day = await ledger.today(connection)
-    held = await ledger.hold(connection, payer, ledger.transfer(call.run_id, call.call, attempt, payer), day, hold, allowance)
+    held = await ledger.hold(connection, payer, ledger.transfer(call.run_id, call.call, attempt, payer), None, hold, allowance)
     if isinstance(held, NoRoom):
         return held
     dispatched_at: datetime = await connection.fetchval(
@@ -119,8 +118,8 @@ class Settlement:
 
 async def settle(
     connection: Connection, call: ModelCallRequest, payer: Payer, attempt: int, hold: Amount, settlement: Settlement
-) -> None:
-    """Write down what came of a request, in its journal and in the ledger.
+) -> bool:
+    """Write down what came of a request, in its journal and in the ledger; False when this attempt has done just that before.
 
     Raises:
         ApplicationError: another attempt has taken over and declared this one unknown; it can settle nothing any more.
@@ -135,6 +134,8 @@ async def settle(
         settlement.failure, settlement.request_id, spent.tokens,
     )  # fmt: skip
     if day is None:
+        if await _is_written(connection, call, attempt, settlement):
+            return False
         raise stale_attempt()
     identity = ledger.transfer(call.run_id, call.call, attempt, payer)
     match settlement.state:
@@ -144,6 +145,17 @@ async def settle(
             await ledger.release(connection, payer, identity, day, hold)
         case _:
             await ledger.lose(connection, payer, identity, day, hold)
+    return True
+
+
+async def _is_written(connection: Connection, call: ModelCallRequest, attempt: int, settlement: Settlement) -> bool:
+    """Only the answer to its COMMIT was lost. The number is this attempt's alone; who gave it up has written `lost` beside it."""
+    found: bool = await connection.fetchval(
+        "select exists (select from model_attempt where tenant = $1 and run_id = $2 and call = $3 and attempt = $4"
+        " and state = $5 and failure is not distinct from $6 and request_id is not distinct from $7)",
+        call.tenant, call.run_id, call.call, attempt, settlement.state, settlement.failure, settlement.request_id,
+    )  # fmt: skip
+    return found
 
 
 async def record(connection: Connection, call: ModelCallRequest, outcome: ModelOutcome) -> None:

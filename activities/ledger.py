@@ -20,25 +20,35 @@ from durable_agents.domain.identifiers import RunId, TenantId, UserId
 from durable_agents.domain.provider_gates import SYSTEM_TENANT
 
 UTC_TODAY = "(now() at time zone 'utc')::date"
-_HOLD = """
+_HOLD = f"""
 with moved as (
     update envelope set rest_micros = rest_micros - $5, rest_tokens = rest_tokens - $6,
         held_micros = held_micros + $5, held_tokens = held_tokens + $6, touched_at = now()
-    where tenant = $1 and run_id = $2 and day = $3 and rest_micros >= $5 and rest_tokens >= $6
+    where tenant = $1 and run_id = $2 and day = coalesce($3, {UTC_TODAY}) and rest_micros >= $5 and rest_tokens >= $6
         and not exists (
-            select from ledger_entry where tenant = $1 and run_id = $2 and transfer = $4 and kind = 'hold' and day = $3)
-    returning rest_micros
+            select from ledger_entry
+            where tenant = $1 and run_id = $2 and transfer = $4 and kind = 'hold' and day = coalesce($3, {UTC_TODAY}))
+    returning rest_micros, day
 ), written as (
     insert into ledger_entry (tenant, run_id, day, kind, transfer, debit, credit, micros, tokens)
-    select $1, $2, $3, 'hold', $4, 'rest', 'held', $5, $6 from moved
+    select $1, $2, day, 'hold', $4, 'rest', 'held', $5, $6 from moved
 )
 select rest_micros from moved
-"""
+"""  # noqa: S608 - an expression of our own
+_LOCK_ENVELOPE = f"""
+insert into envelope (tenant, run_id, day, user_id, agent) values ($1, $2, coalesce($3, {UTC_TODAY}), $4, $5)
+on conflict (tenant, run_id, day) do update set touched_at = now() returning day
+"""  # noqa: S608 - an expression of our own
 _ENVELOPE = """
-select rest_micros, rest_tokens, exists (
+select rest_micros, rest_tokens, drawn.micros, drawn.tokens, exists (
     select from ledger_entry where tenant = $1 and run_id = $2 and transfer = $4 and kind = 'hold' and day = $3) as is_held
-from envelope where tenant = $1 and run_id = $2 and day = $3 for update
+from envelope, (
+    select sum(rest_micros + held_micros + unknown_micros + spent_micros)::bigint as micros,
+        sum(rest_tokens + held_tokens + unknown_tokens + spent_tokens)::bigint as tokens
+    from envelope where tenant = $1 and run_id = $2) drawn
+where tenant = $1 and run_id = $2 and day = $3
 """
+"""A statement of its own, after the lock: it sees what the lock has waited for."""
 _LOCK = """
 select scope, name, period, starts, drawn_micros, drawn_tokens, own.micros, own.tokens,
     run.micros as run_micros, run.tokens as run_tokens
@@ -52,32 +62,38 @@ left join lateral (
     where l.tenant = a.tenant and l.scope = a.scope and l.period = 'run' and l.name in (a.name, '*') and a.period = 'day'
     order by l.name = '*' limit 1) run on true
 where tenant = $1 and (scope, name, period, starts) in (select * from unnest($2::text[], $3::text[], $4::text[], $5::date[]))
+    and cardinality($2::text[]) = (
+        select count(*) from account where tenant = $1
+        and (scope, name, period, starts) in (select * from unnest($2::text[], $3::text[], $4::text[], $5::date[])))
 order by scope, name, period, starts for update of a
 """
+"""All or none: who held some and then opened the others would wait out of order, for somebody who opens them too."""
 _OPEN_ACCOUNTS = """
 insert into account (tenant, scope, name, period, starts)
 select $1, * from unnest($2::text[], $3::text[], $4::text[], $5::date[]) on conflict do nothing
 """
 _ADD = """
-with locked as (
-    select tenant, scope, name, period, starts from account
+update account set drawn_micros = drawn_micros + $6, drawn_tokens = drawn_tokens + $7
+where tenant = $1 and (scope, name, period, starts) in (select * from unnest($2::text[], $3::text[], $4::text[], $5::date[]))
+"""
+"""Only what is locked already: in which order it is changed makes no difference then."""
+_DRAW_AND_HOLD = """
+with added as (
+    update account set drawn_micros = drawn_micros + $6, drawn_tokens = drawn_tokens + $7
     where tenant = $1 and (scope, name, period, starts) in (select * from unnest($2::text[], $3::text[], $4::text[], $5::date[]))
-    order by scope, name, period, starts for update)
-update account a set drawn_micros = drawn_micros + $6, drawn_tokens = drawn_tokens + $7
-from locked l where (a.tenant, a.scope, a.name, a.period, a.starts) = (l.tenant, l.scope, l.name, l.period, l.starts)
+), moved as (
+    update envelope set rest_micros = rest_micros + $6 - $11, rest_tokens = rest_tokens + $7 - $12,
+        held_micros = held_micros + $11, held_tokens = held_tokens + $12, touched_at = now()
+    where tenant = $1 and run_id = $8 and day = $9 returning rest_micros
+), written as (
+    insert into ledger_entry (tenant, run_id, day, kind, transfer, debit, credit, micros, tokens)
+    select $1, $8, $9, kind, $10, debit, credit, micros, tokens from moved, (values
+        ('draw', 'accounts', 'rest', $6::bigint, $7::bigint),
+        ('hold', 'rest', 'held', $11::bigint, $12::bigint)) as entry (kind, debit, credit, micros, tokens)
+)
+select rest_micros from moved
 """
-_DRAWN = """
-with drawn as (
-    update envelope set rest_micros = rest_micros + $5, rest_tokens = rest_tokens + $6, touched_at = now()
-    where tenant = $1 and run_id = $2 and day = $3 returning 1)
-insert into ledger_entry (tenant, run_id, day, kind, transfer, debit, credit, micros, tokens)
-select $1, $2, $3, 'draw', $4, 'accounts', 'rest', $5, $6 from drawn
-"""
-_OF_RUN = """
-select coalesce(sum(rest_micros + held_micros + unknown_micros + spent_micros), 0)::bigint as micros,
-    coalesce(sum(rest_tokens + held_tokens + unknown_tokens + spent_tokens), 0)::bigint as tokens
-from envelope where tenant = $1 and run_id = $2
-"""
+"""All of the tenant's own in one statement: the accounts of everything together are locked while it runs."""
 _SETTLE = """
 with moved as (
     update envelope set
@@ -156,30 +172,31 @@ async def today(connection: Connection) -> date:
 
 
 async def hold(
-    connection: Connection, payer: Payer, transfer: str, day: date, amount: Amount, allowance: int | None
+    connection: Connection, payer: Payer, transfer: str, day: date | None, amount: Amount, allowance: int | None
 ) -> Held | NoRoom:
     """Hold what a request can cost at most, out of the run's envelope of the day, which draws on its accounts as needed.
 
-    `allowance` is the money that the run may still spend by its own budget: it draws no more.
+    `day` is the one in UTC to which the request is charged; None: this transaction's. `allowance` is the money that the run may
+    still spend by its own budget: it draws no more.
     """
-    key = (payer.tenant, payer.run_id, day, transfer)
-    rest = await connection.fetchval(_HOLD, *key, *amount)
+    rest = await connection.fetchval(_HOLD, payer.tenant, payer.run_id, day, transfer, *amount)
     if rest is not None:
         return Held(rest, 0)
-    await connection.execute(
-        "insert into envelope (tenant, run_id, day, user_id, agent) values ($1, $2, $3, $4, $5) on conflict do nothing",
-        payer.tenant, payer.run_id, day, payer.user, payer.agent,
-    )  # fmt: skip
-    envelope = await connection.fetchrow(_ENVELOPE, *key)
+    day = await connection.fetchval(_LOCK_ENVELOPE, payer.tenant, payer.run_id, day, payer.user, payer.agent)
+    assert day is not None
+    envelope = await connection.fetchrow(_ENVELOPE, payer.tenant, payer.run_id, day, transfer)
     assert envelope is not None
     if envelope["is_held"]:
         return Held(envelope["rest_micros"], 0)
-    kept = Amount(envelope["rest_micros"], envelope["rest_tokens"])
-    drawn = await _draw(connection, payer, day, amount.minus(kept).at_least(NOTHING), accounts.wanted(amount, allowance))
+    kept, run_drawn = Amount(*envelope[:2]), Amount(*envelope[2:4])
+    needed, wanted = amount.minus(kept).at_least(NOTHING), accounts.wanted(amount, allowance)
+    own = accounts.windows(payer.user, payer.agent, day)
+    drawn = await _draw(connection, payer.tenant, own, accounts.of_periods(Scope.ALL, "", day), run_drawn, needed, wanted)
     if isinstance(drawn, NoRoom):
         return drawn
-    await connection.execute(_DRAWN, *key, *drawn.amount)
-    return Held(await connection.fetchval(_HOLD, *key, *amount), drawn.used_percent)
+    key = (payer.run_id, day, transfer)
+    rest = await connection.fetchval(_DRAW_AND_HOLD, payer.tenant, *_columns(own), *drawn.amount, *key, *amount)
+    return Held(rest, drawn.used_percent)
 
 
 async def settle(
@@ -238,14 +255,18 @@ async def _subtract(
         await _add(connection, tenant, names[day], rest.times(-1))
 
 
-async def _draw(connection: Connection, payer: Payer, day: date, needed: Amount, wanted: Amount) -> Draw | NoRoom:
-    own = accounts.windows(payer.user, payer.agent, day)
-    above = accounts.of_periods(Scope.ALL, "", day)
-    of_run = await connection.fetchrow(_OF_RUN, payer.tenant, payer.run_id)
-    assert of_run is not None
-    run_drawn = Amount(of_run["micros"], of_run["tokens"])
-    found = await _locked(connection, payer.tenant, own, run_drawn)
-    async with as_tenant(connection, SYSTEM_TENANT, payer.tenant):
+async def _draw(
+    connection: Connection,
+    tenant: TenantId,
+    own: Sequence[AccountName],
+    above: Sequence[AccountName],
+    run_drawn: Amount,
+    needed: Amount,
+    wanted: Amount,
+) -> Draw | NoRoom:
+    """Decide, with every account locked, and draw from those above all tenants; the tenant's own are left to the caller."""
+    found = await _locked(connection, tenant, own, run_drawn)
+    async with as_tenant(connection, SYSTEM_TENANT, tenant):
         found += await _locked(connection, SYSTEM_TENANT, above, run_drawn)
         verdict = accounts.draw(found, needed, wanted)
         for crossing in (one for one in verdict.crossings if one.account.name.scope is Scope.ALL):
@@ -253,9 +274,7 @@ async def _draw(connection: Connection, payer: Payer, day: date, needed: Amount,
         if isinstance(verdict, Draw):
             await _add(connection, SYSTEM_TENANT, above, verdict.amount)
     for crossing in (one for one in verdict.crossings if one.account.name.scope is not Scope.ALL):
-        await notifications.write_crossing(connection, payer.tenant, crossing)
-    if isinstance(verdict, Draw):
-        await _add(connection, payer.tenant, own, verdict.amount)
+        await notifications.write_crossing(connection, tenant, crossing)
     return verdict
 
 
@@ -263,7 +282,7 @@ async def _locked(connection: Connection, tenant: TenantId, names: Sequence[Acco
     """Accounts of one tenant as they stand, locked until the transaction ends, and the run's own share beside each."""
     columns = _columns(names)
     rows = await connection.fetch(_LOCK, tenant, *columns)
-    if len(rows) < len(names):  # the first draw of the day, or of the month
+    if not rows:  # the first draw of the day, or of the month
         await connection.execute(_OPEN_ACCOUNTS, tenant, *columns)
         await _know(connection, tenant)
         rows = await connection.fetch(_LOCK, tenant, *columns)

@@ -8,12 +8,13 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from pydantic import JsonValue
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from activities import attempts, audit, provider_gates, transcripts
+from activities import attempts, audit, notifications, provider_gates, transcripts
 from activities.answers import Bill, earlier_answer, keep, unusable, write_answer
 from activities.attempts import Settlement
 from activities.heartbeat import Lease, fence, heartbeating
@@ -23,7 +24,7 @@ from activities.policies import in_force
 from activities.postgres import Connection, Database
 from activities.providers.interface import ModelProvider, ProviderAnswer, ProviderFailure, ProviderRequest
 from activities.runs import RunRecord, load_run
-from activities.storage_errors import storage_errors
+from activities.storage_errors import again_if_cut, storage_errors
 from activities.transcripts import CORRECTIONS, StoredMessage
 from durable_agents.domain.accounts import Amount, NoRoom
 from durable_agents.domain.agents import system_prompt
@@ -77,7 +78,7 @@ class ModelActivities:
         """Make one logical model call: journalled before and after, never paid twice once recorded."""
         async with heartbeating() as lease:
             with storage_errors():
-                opened = await self._open(request)
+                opened = await again_if_cut(partial(self._open, request))
             if isinstance(opened, Wait):
                 raise provider_gates.look_again(opened)
             if not isinstance(opened, OpenAttempt):
@@ -86,9 +87,9 @@ class ModelActivities:
                 answer = await self._send(opened, lease)
             except ProviderFailure as failure:
                 with storage_errors():
-                    return await self._record_failure(request, opened, failure)
+                    return await again_if_cut(partial(self._record_failure, request, opened, failure))
             with storage_errors():
-                return await self._record_answer(request, opened, answer)
+                return await again_if_cut(partial(self._record_answer, request, opened, answer))
 
     async def _open(self, call: ModelCallRequest) -> OpenAttempt | ModelOutcome | Wait:
         """Hold the money and pass the gate, both or neither: whoever waits at the gate holds nothing."""
@@ -188,9 +189,14 @@ class ModelActivities:
                 return found  # only the answer to the COMMIT was lost
             spent = Amount(billed, usage.input_tokens + usage.output_tokens)
             settlement = Settlement("settled", spent, request_id=answer.request_id)
-            await attempts.settle(connection, call, opened.run.payer, opened.number, _amount(opened.hold), settlement)
+            if not await attempts.settle(connection, call, opened.run.payer, opened.number, _amount(opened.hold), settlement):
+                found = await attempts.recorded(connection, call)  # its COMMIT was still under way when it was looked for above
+                assert found is not None
+                return found
             problem = unusable(answer)
             outcome: ModelOutcome
+            if answer.usage is None:
+                await _tell_of_usage(connection, call, opened)
             if problem is not None:
                 outcome = ModelFailure(
                     failure=problem,
@@ -231,13 +237,13 @@ class ModelActivities:
         async with self._database.transaction(call.tenant) as connection:
             state = "unknown" if may_be_billed else "released"
             settlement = Settlement(state, failure=failed.failure.kind)
-            await attempts.settle(connection, call, opened.run.payer, opened.number, _amount(opened.hold), settlement)
             outcome = ModelFailure(failure=failed.failure, unknown_micros=unknown)
-            if not again:
-                await attempts.record(connection, call, outcome)
-            await provider_gates.failed(
-                connection, call.tenant, self._gate(opened.model), _caller(call), failed.failure, failed.retry_after
-            )
+            if await attempts.settle(connection, call, opened.run.payer, opened.number, _amount(opened.hold), settlement):
+                if not again:
+                    await attempts.record(connection, call, outcome)
+                await provider_gates.failed(
+                    connection, call.tenant, self._gate(opened.model), _caller(call), failed.failure, failed.retry_after
+                )
         if again:
             later = retry_delay(opened.number, failed.retry_after, random.random())  # noqa: S311 - spreads load, guards nothing
             raise ApplicationError(
@@ -267,6 +273,16 @@ async def _refused(connection: Connection, call: ModelCallRequest, before: attem
 
 def _amount(hold: CallMaximum) -> Amount:
     return Amount(hold.cost_micros, hold.input_tokens + hold.output_tokens)
+
+
+async def _tell_of_usage(connection: Connection, call: ModelCallRequest, opened: OpenAttempt) -> None:
+    """Once a day for each model: what it says it used cannot be, so that its calls are charged at their maximum."""
+    model = opened.model
+    await notifications.write(
+        connection, call.tenant, f"usage {model.provider} {model.model} {opened.sent_at.date()}", "usage",
+        f"{model.provider} {model.model}: answers come without a usage that can be; they are charged at their maximum",
+        f"The first today was call {call.call} of {call.run_id}.",
+    )  # fmt: skip
 
 
 def _caller(call: ModelCallRequest) -> str:

@@ -203,6 +203,26 @@ async def test_a_lowered_limit_waits_for_the_draws_that_have_not_seen_it(books: 
     assert isinstance(await books.hold(run, "2.1", CALL, day=day), NoRoom)
 
 
+async def test_a_check_finds_nothing_while_everybody_draws(books: Books) -> None:
+    """A check that is right only at night, while nothing runs, is soon read by nobody."""
+    runs = [await books.open_run("r", tenant=f"t{number}") for number in range(6)]
+
+    async def work(run: Payer) -> None:
+        for call in range(30):
+            await books.hold(run, f"{call}.1", CALL)
+            async with books.database.transaction(run.tenant) as connection:
+                await ledger.give_back(connection, run.tenant, run.run_id, "end")
+
+    working = asyncio.gather(*map(work, runs))
+    checks = 0
+    while not working.done():
+        for run in runs:
+            assert await books.differences(run.tenant) == []
+        checks += 1
+    await working
+    assert checks >= 2
+
+
 async def test_changes_of_limits_stand_in_the_log_with_them_or_not_at_all(books: Books) -> None:
     """Who raised the limit, and when: asked after the invoice."""
     for tenant, scope, name in ((ACME, Scope.USER, "u"), (SYSTEM_TENANT, Scope.ALL, "")):

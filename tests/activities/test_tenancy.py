@@ -37,7 +37,7 @@ SEED = {
     "model_attempt": "('{t}', 'r', 1, 1, 1, 'p', 'm', 'dispatched', 5)",
     "tool_dispatch": "('{t}', 'r', 1, 0, 'key', 'tool', 'read', 'd', 'dispatched', 1, 1)",
     "approval": "('{t}', 'r', 'ap', 1, 0, 'k', 'tool', 'd', 'p', '{{}}')",
-    "audit_head": "('{t}', 0, 'h')",
+    "audit_head": "('{t}', 0, repeat('0', 64))",
     "provider_limit": "('{t}', 'p', 'm')",
     "provider_gate": "('{t}', 'p', 'm', 'key')",
     "cache_entry": "('{t}', 'k', '{{}}', now(), now())",
@@ -50,7 +50,7 @@ SEED = {
     "policy_in_force": "('{t}', 'a', 1)",
     "policy_decision": "('{t}', 'r', 1, 0, 0, 'a', 'u', 'tool', 'allow', 0, 'why', 'd', '{{}}')",
     "notification": "('{t}', 'id', 'k', 'title', 'body')",
-    "audit_entry": "('{t}', 1, 'p', 'h', 1, 'r', 'e', '{{}}')",
+    "audit_entry": "('{t}', 1, repeat('0', 64), 'h', 1, 'r', 'e', '{{}}')",
 }
 UNPROTECTED = """
 select c.relname from pg_class c

@@ -231,6 +231,8 @@ async def test_every_paid_answer_that_is_none_has_its_one_end_through_both_sdks(
                 assert result.spend.cost_micros == sum(attempt["cost_micros"] for attempt in attempts), where
                 if row.name.endswith("usage"):  # nobody knows what it cost: the most it could have
                     assert [attempt["cost_micros"] for attempt in attempts] == [attempts[0]["hold_micros"]], where
+            told = await matrix.rows("select title from notification where kind = 'usage'")
+            assert {title.partition(" ")[0] for (title,) in told} == {"anthropic", "openai"}, "somebody must hear of it"
 
 
 async def _run(matrix: World, row: Row, provider: str) -> RunResult:
