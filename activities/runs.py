@@ -292,10 +292,7 @@ async def _write(connection: Connection, request: AdmissionRequest, agent: Loade
     if not new:
         return await _admitted_before(connection, request)
     await transcripts.put(connection, tenant, run, 0, 0, opening(asked.input))
-    body: dict[str, JsonValue] = {
-        "agent": terms.agent, "version": agent.version, "user": asked.user, "request": asked.digest(),
-        "policy": terms.policy_digest, "policy_version": terms.policy_version,
-    }  # fmt: skip
+    body: dict[str, JsonValue] = {"agent": terms.agent, "version": agent.version, "user": asked.user, "request": asked.digest()}
     await audit.append(connection, tenant, run, "run_admitted", body)
     return Admission(terms=terms)
 

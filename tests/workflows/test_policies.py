@@ -127,9 +127,9 @@ async def test_a_rule_tightened_between_two_calls_of_one_run_holds_for_the_secon
     rows = await world.rows("select outcome ->> 'policy_digest' as digest from tool_dispatch order by turn")
     assert [row["digest"] for row in rows] == [None, digest_of(LOCKS)]
     (dispatched,) = await events(world, "tool_dispatched")
-    (admitted,) = await events(world, "run_admitted")
-    assert dispatched["policy"] == admitted["policy"] != digest_of(LOCKS)
-    assert [body["policy"] for body in await events(world, "tool_settled")] == [admitted["policy"], digest_of(LOCKS)]
+    ((admitted,),) = await world.rows("select terms ->> 'policy_digest' from run")
+    assert dispatched["policy"] == admitted != digest_of(LOCKS)
+    assert [body["policy"] for body in await events(world, "tool_settled")] == [admitted, digest_of(LOCKS)]
 
 
 async def test_a_rule_loosened_in_between_asks_nobody_any_more_and_what_was_narrowed_comes_back(
