@@ -6,7 +6,7 @@ settles them. What runs have drawn and left lying is returned. Counters are held
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, fields
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 
 from asyncpg import Record
 from pydantic import JsonValue
@@ -20,6 +20,8 @@ from durable_agents.domain.provider_gates import SYSTEM_TENANT
 
 IDLE = timedelta(hours=1)
 """How long a run keeps what it has drawn without using it: its next call draws again."""
+RECENT = timedelta(days=2)
+"""A pass, made every few minutes, checks the days on which something moves: all would soon take longer than a statement may."""
 _OF_PAYER = """
 from model_attempt a join run r on r.tenant = a.tenant and r.run_id = a.run_id
 join run p on p.tenant = r.tenant and p.run_id = coalesce(r.payer, r.run_id)
@@ -49,15 +51,17 @@ _MOVED = ", ".join(
 )
 _ENVELOPES_DIFFER = f"""
 select envelope.run_id, envelope.day from envelope left join (
-    select run_id, day, {_MOVED} from ledger_entry where tenant = $1 group by run_id, day) moved using (run_id, day)
-where tenant = $1 and ({", ".join(f"envelope.{p}_{u}" for p in _PLACES for u in ("micros", "tokens"))}) is distinct from
+    select run_id, day, {_MOVED} from ledger_entry where tenant = $1 and day >= $2 group by run_id, day) moved
+    using (run_id, day)
+where tenant = $1 and day >= $2
+    and ({", ".join(f"envelope.{p}_{u}" for p in _PLACES for u in ("micros", "tokens"))}) is distinct from
     ({", ".join(f"coalesce(moved.{p}_{u}, 0)" for p in _PLACES for u in ("micros", "tokens"))})
 """  # noqa: S608 - names of our own columns
 _DRAWN = "sum(rest_{0} + held_{0} + unknown_{0} + spent_{0})"
 _ACCOUNTS_DIFFER = f"""
 with drawn as (
     select user_id, agent, day, {_DRAWN.format("micros")} as micros, {_DRAWN.format("tokens")} as tokens
-    from envelope where tenant = $1 group by user_id, agent, day),
+    from envelope where tenant = $1 and day >= $2 group by user_id, agent, day),
 sums as (
     select 'user' as scope, user_id as name, day, micros, tokens from drawn
     union all select 'agent', agent, day, micros, tokens from drawn
@@ -65,7 +69,7 @@ sums as (
 expected as (
     select scope, name, 'day' as period, day as starts, sum(micros) as micros, sum(tokens) as tokens from sums group by 1, 2, 4
     union all select scope, name, 'month', date_trunc('month', day)::date, sum(micros), sum(tokens) from sums group by 1, 2, 4)
-select scope, name, period, starts from (select * from account where tenant = $1) held full join expected
+select scope, name, period, starts from (select * from account where tenant = $1 and starts >= $2) held full join expected
     using (scope, name, period, starts)
 where (coalesce(drawn_micros, 0), coalesce(drawn_tokens, 0)) <> (coalesce(micros, 0), coalesce(tokens, 0))
 """  # noqa: S608 - names of our own columns
@@ -75,10 +79,11 @@ select held.run_id from (
         sum(a.hold_micros) filter (where a.state = 'unknown') as unknown, sum(a.cost_micros) as spent,
         sum(a.overrun_micros) as overrun
     from model_attempt a join run r using (tenant, run_id)
-    join run p on p.tenant = r.tenant and p.run_id = coalesce(r.payer, r.run_id) where a.tenant = $1 group by p.run_id) held
+    join run p on p.tenant = r.tenant and p.run_id = coalesce(r.payer, r.run_id)
+    where a.tenant = $1 and a.dispatched_at >= $2::date::timestamp at time zone 'utc' group by p.run_id) held
 full join (
     select run_id, sum(held_micros) as held, sum(unknown_micros) as unknown, sum(spent_micros) as spent,
-        sum(overrun_micros) as overrun from envelope where tenant = $1 group by run_id) booked using (run_id)
+        sum(overrun_micros) as overrun from envelope where tenant = $1 and day >= $2 group by run_id) booked using (run_id)
 where (coalesce(held.held, 0), coalesce(held.unknown, 0), coalesce(held.spent, 0), coalesce(held.overrun, 0))
     <> (coalesce(booked.held, 0), coalesce(booked.unknown, 0), coalesce(booked.spent, 0), coalesce(booked.overrun, 0))
 """
@@ -96,7 +101,7 @@ class Reconciled:
     """Requests that wait for somebody who has seen the provider's bill."""
     unknown_micros: int = 0
     differences: tuple[str, ...] = ()
-    """Where counters and entries disagree: never, unless somebody has changed the tables by hand."""
+    """Where counters and entries of the last days disagree: never, unless somebody has changed the tables by hand."""
 
     def plus(self, other: "Reconciled") -> "Reconciled":
         """Both together."""
@@ -149,7 +154,8 @@ async def reconcile_tenant(database: Database, tenant: TenantId) -> Reconciled:
     returned = [await _return(database, tenant, RunId(run)) for run in sorted({row["run_id"] for row in idle})]
     async with database.transaction(tenant) as connection:
         open_ = await unknown(connection, tenant)
-        found = tuple([line async for line in differences(connection, tenant)])
+        since = await ledger.today(connection) - RECENT
+        found = tuple([line async for line in differences(connection, tenant, since)])
     return Reconciled(
         flagged=len(gone),
         returned_micros=sum(rest.micros for rest in returned),
@@ -207,13 +213,13 @@ async def settle_unknown(
     return SettledUnknown(hold, Amount(charged, tokens), micros - charged, returned)
 
 
-async def differences(connection: Connection, tenant: TenantId) -> AsyncIterator[str]:
-    """Where a tenant's counters, entries and journal disagree, a line each."""
-    async for row in connection.cursor(_ENVELOPES_DIFFER, tenant):
+async def differences(connection: Connection, tenant: TenantId, since: date = date.min) -> AsyncIterator[str]:
+    """Where a tenant's counters, entries and journal disagree, a line each; of accounts the whole months are looked at."""
+    async for row in connection.cursor(_ENVELOPES_DIFFER, tenant, since):
         yield f"the envelope of {row['run_id']} on {row['day']} is not the sum of its entries"
-    async for row in connection.cursor(_ACCOUNTS_DIFFER, tenant):
+    async for row in connection.cursor(_ACCOUNTS_DIFFER, tenant, since.replace(day=1)):
         yield f"account {row['scope']} {row['name']} of the {row['period']} from {row['starts']} is not the sum of its envelopes"
-    async for row in connection.cursor(_ATTEMPTS_DIFFER, tenant):
+    async for row in connection.cursor(_ATTEMPTS_DIFFER, tenant, since):
         yield f"the envelopes of {row['run_id']} are not the sum of its requests"
 
 

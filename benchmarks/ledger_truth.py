@@ -100,8 +100,14 @@ class Truth:
                 if not isinstance(outcome, ModelAnswer):
                     break
             if self.dice.random() < 0.8:  # the others are left lying, as by a run that waits
-                async with caller.database.transaction(TenantId(tenant)) as connection:
-                    await ledger.give_back(connection, TenantId(tenant), run, "end")
+                await self._give_back(caller, TenantId(tenant), run)
+
+    async def _give_back(self, caller: Caller, tenant: TenantId, run: RunId) -> None:
+        while True:
+            with contextlib.suppress(asyncpg.LockNotAvailableError):  # Temporal would try again, too
+                async with caller.database.transaction(tenant) as connection:
+                    await ledger.give_back(connection, tenant, run, "end")
+                return
 
     async def _call(self, caller: Caller, key: str, request: ModelCallRequest) -> ModelOutcome | None:
         """Attempt after attempt, each with a newer fence, as Temporal makes them; None when the call was cancelled."""

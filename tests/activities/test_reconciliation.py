@@ -223,6 +223,37 @@ async def test_a_check_finds_nothing_while_everybody_draws(books: Books) -> None
     assert checks >= 2
 
 
+async def test_a_pass_checks_the_days_on_which_something_moves_and_a_check_all_of_them(
+    books: Books, database: TestDatabase
+) -> None:
+    """Summing up years every few minutes ends at the time a statement may take, and with it everything else a pass does."""
+    run, today = await books.open_run("r"), await _today(books)
+    days = {"old": today - timedelta(days=40), "new": today}
+    admin = await asyncpg.connect(database.admin)
+    for name, day in days.items():
+        await books.hold(run, f"{name} 1.1", CALL, day=day)
+        await books.settle(run, f"{name} 1.1", CALL, CALL, day=day)
+        await admin.execute(
+            "insert into model_attempt (tenant, run_id, call, attempt, fence, provider, model, state, hold_micros, cost_micros,"
+            " dispatched_at) values ('acme', 'r', $1, 1, 1, 'anthropic', 'm', 'settled', 100, 100, $2::date::timestamp + '12 h')",
+            1 if name == "old" else 2, day,
+        )  # fmt: skip
+    tables = {
+        "envelope": "update envelope set spent_micros = spent_micros {} 1 where day = $1",
+        "account": "update account set drawn_micros = drawn_micros {} 1 where starts = $1 and scope = 'user'",
+        "model_attempt": "update model_attempt set overrun_micros = overrun_micros {} 1 where"
+        " (dispatched_at at time zone 'utc')::date = $1",
+    }
+    for table, change in tables.items():
+        for name, day in days.items():
+            await admin.execute(change.format("+"), day)
+            assert await all_differences(books) != [], (table, name)
+            assert bool((await reconciliation.reconcile(books.database)).differences) == (name == "new"), (table, name)
+            await admin.execute(change.format("-"), day)
+    await admin.close()
+    assert await all_differences(books) == []
+
+
 async def test_changes_of_limits_stand_in_the_log_with_them_or_not_at_all(books: Books) -> None:
     """Who raised the limit, and when: asked after the invoice."""
     for tenant, scope, name in ((ACME, Scope.USER, "u"), (SYSTEM_TENANT, Scope.ALL, "")):

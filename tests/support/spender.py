@@ -5,6 +5,7 @@ that it is ready, begins when all are, and says what it saw.
 """
 
 import asyncio
+import contextlib
 import json
 import random
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -21,11 +23,12 @@ import asyncpg
 
 from activities import attempts, ledger
 from activities.ledger import Payer
-from activities.postgres import Database
+from activities.postgres import Connection, Database
 from durable_agents.domain.accounts import Amount, NoRoom
 from durable_agents.domain.identifiers import RunId, TenantId, UserId
 from durable_agents.domain.model_calls import ModelCallRequest, PinnedModel
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = PinnedModel(provider="anthropic", model="m", max_tokens=100, timeout=timedelta(seconds=15), price=None)
 FLOOR = "update floor set used = used + $2 where account = $1 and used + $2 <= most returning used"
@@ -144,17 +147,21 @@ class Spender:
         day = date.fromisoformat(self.dice.choice(self.order.days))
         amount, transfer = Amount(*self.order.amount), f"{call}.1"
         share = self.dice.randint(self.order.least, 100)
-        async with self.database.transaction(payer.tenant) as connection:
-            held = await ledger.hold(connection, payer, transfer, day, amount, None)
+        held = await self.patiently(payer, lambda c: ledger.hold(c, payer, transfer, day, amount, None))
         self.count(is_held=not isinstance(held, NoRoom))
         if isinstance(held, NoRoom):
             return
         cost = Amount(amount.micros * share // 100, amount.tokens * share // 100)
-        async with self.database.transaction(payer.tenant) as connection:
-            await ledger.settle(connection, payer, transfer, day, amount, cost)
+        await self.patiently(payer, lambda c: ledger.settle(c, payer, transfer, day, amount, cost))
         if share < 100:
-            async with self.database.transaction(payer.tenant) as connection:
-                await ledger.give_back(connection, payer.tenant, payer.run_id, "end")
+            await self.patiently(payer, lambda c: ledger.give_back(c, payer.tenant, payer.run_id, "end"))
+
+    async def patiently(self, payer: Payer, step: Callable[[Connection], Awaitable[T]]) -> T:
+        """A transaction; one that waited for a lock for too long on a busy machine is made again, as Temporal would."""
+        while True:
+            with contextlib.suppress(asyncpg.LockNotAvailableError):
+                async with self.database.transaction(payer.tenant) as connection:
+                    return await step(connection)
 
     async def floor(self, payer: Payer, _: int) -> None:
         """What the same decision costs with nothing around it: no envelope, no entry, no journal, one limit."""
