@@ -6,11 +6,14 @@ YAML 1.2 (`on` and `no` stay words), duplicate keys refused, every error with fi
 import importlib.util
 import sys
 import traceback
+from collections.abc import Mapping
+from datetime import timedelta
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -22,6 +25,7 @@ from durable_agents.domain.permissions import Policy
 from durable_agents.domain.tools import Tool
 
 M = TypeVar("M", bound=BaseModel)
+_UNITS = [("d", timedelta(days=1)), ("h", timedelta(hours=1)), ("m", timedelta(minutes=1)), ("s", timedelta(seconds=1))]
 
 
 class AgentFileError(Exception):
@@ -46,7 +50,11 @@ def read_definition(folder: Path) -> AgentDefinition:
 
 def read_policy(folder: Path) -> Policy:
     """`policy.yaml`, checked; every condition compiles."""
-    file = folder / "policy.yaml"
+    return read_policy_file(folder / "policy.yaml")
+
+
+def read_policy_file(file: Path) -> Policy:
+    """A policy from a file of any name."""
     policy, document = _read(file, Policy)
     for number, rule in enumerate(policy.rules):
         try:
@@ -55,6 +63,35 @@ def read_policy(folder: Path) -> Policy:
         except ValueError as error:
             raise _error(file, document, ("rules", number, "when"), str(error)) from None
     return policy
+
+
+def policy_error(file: Path, place: tuple[str | int, ...], message: str) -> AgentFileError:
+    """What is wrong with a part of a policy that can only be judged together with its agent."""
+    return _error(file, _document(file), place, message)
+
+
+def policy_text(policy: Policy) -> str:
+    """A policy as YAML that reads back as the same policy, what is as by default left out."""
+    text = StringIO()
+    yaml = YAML(typ="rt", pure=True)
+    yaml.width = 4096  # a line of the policy is a line of a diff
+    stated = policy.model_dump(exclude_defaults=True)
+    yaml.dump(_written({name: stated[name] for name in Policy.model_fields if name in stated or name == "rules"}), text)
+    return text.getvalue()
+
+
+def _written(value: object) -> object:
+    """As a person would write it: durations with a unit."""
+    if isinstance(value, Mapping):
+        return {name: _written(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_written(item) for item in value]
+    if isinstance(value, timedelta):
+        return next(
+            (f"{value // unit}{letter}" for letter, unit in _UNITS if not value % unit and value // unit < 10**6),
+            TypeAdapter(timedelta).dump_python(value, mode="json"),
+        )
+    return value
 
 
 def read_prompt(folder: Path, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from decimal import Decimal
+from fnmatch import fnmatchcase
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
@@ -151,6 +152,20 @@ class PinnedAgent(BaseModel):
     def offered(self, policy: Policy, user: UserId) -> tuple[ToolSpec, ...]:
         """The tools that a policy can ever allow this agent in a run of this user."""
         return tuple(spec for spec in self.tools if ever_allowed(policy, spec.name, agent=self.definition.name, user=user))
+
+    def misfits(self, policy: Policy) -> list[tuple[tuple[str | int, ...], str]]:
+        """Where a policy names what this agent does not have, or lacks what the agent needs: its places, and what is wrong."""
+        name, tools = self.definition.name, self.definition.tools
+        found: list[tuple[tuple[str | int, ...], str]] = []
+        for number, rule in enumerate(policy.rules):
+            is_pattern = any(wild in rule.tool for wild in "*?[")
+            if not is_pattern and rule.tool not in tools and fnmatchcase(name, rule.agent):
+                message = f"agent {name} has no tool {rule.tool!r} (it has: {', '.join(tools) or 'none'})"
+                found.append((("rules", number, rule.ruling.value), message))
+        asked = [fallback.human for fallback in self.definition.fallbacks]
+        asked += [self.definition.at_limit.ask] if self.definition.at_limit is not None else []
+        missing = [ladder for ladder in asked if ladder is not None and ladder not in policy.ladders]
+        return found + [(("ladders",), f"agent {name} needs a ladder {ladder!r}, as its agent.yaml says") for ladder in missing]
 
     def fallbacks(self, policy: Policy) -> tuple[PinnedFallback, ...]:
         """The fallbacks with their ladders found. Raises LookupError naming a ladder that the policy lacks."""

@@ -33,7 +33,7 @@ class ExitCode(IntEnum):
 
 _MEANINGS = {
     ExitCode.OK: "done; a run that was waited for completed",
-    ExitCode.UNEXPECTED: "an unexpected error, or a check of `doctor` or a count of `demo` that did not hold",
+    ExitCode.UNEXPECTED: "an unexpected error, or a check of `doctor`, count of `demo` or try of `policy test` that did not hold",
     ExitCode.USAGE: "wrong usage, bad input or a bad setting; nothing was done",
     ExitCode.NOT_REACHABLE: "a server is not reachable, or could not be started",
     ExitCode.NO_WORKER: "no worker answers; what was sent is stored and goes on when one does",
