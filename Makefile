@@ -21,8 +21,8 @@ demo: install ## Show a run that waits for consent and survives kill -9 (YES=1: 
 dev: install ## Run Temporal, PostgreSQL and a worker on this machine until Ctrl-C
 	@$(PY) -m starter dev $(ARGS)
 
-test: install check ## Install, check, and pass every test with 90 % branch coverage (ARGS: for pytest)
-	@$(PY) -m pytest -q --cov --cov-report=term:skip-covered --cov-fail-under=90 $(ARGS)
+test: install check ## Install, check, and pass every test with 90 % branch coverage (ARGS: for pytest; JOBS: side by side, 2)
+	@$(PY) -m pytest -q -n $(or $(JOBS),2) --dist worksteal --cov --cov-report=term:skip-covered --cov-fail-under=90 $(ARGS)
 
 check: install ## Formatting, lint, types, import contracts
 	@$(BIN)/ruff format -q --check . || { echo "formatting differs: run $(BIN)/ruff format ." >&2; exit 1; }
