@@ -123,3 +123,19 @@ async def test_a_call_that_the_policy_denies_is_logged_with_its_rule(world: Worl
         assert (await run.result()).status is RunStatus.COMPLETED
     ((_, admitted), (_, settled)) = await logged(world, "run_admitted", "tool_settled", "tool_dispatched")
     assert (settled["result"], bool(settled["rule"]), len(admitted["policy"])) == ("refused", True, 64)
+
+
+async def test_a_model_call_that_failed_or_was_refused_is_logged_with_what_it_may_have_cost(world: World) -> None:
+    """Money that may have been spent on nothing is what an auditor looks for; that none was allowed shows that the limit held."""
+    await world.script({"steps": [{"status": 401}]})
+    async with world.worker():
+        failed = await world.start()
+        assert (await failed.result()).status is RunStatus.FAILED
+        await world.change("insert into account_limit values ('acme', 'tenant', '', 'day', 0, 0, 'finance')")
+        refused = await world.start()
+        assert (await refused.result()).status is RunStatus.BUDGET_EXHAUSTED
+    calls = await logged(world, "model_called", "model_refused")
+    (first, of_first), (last, of_last) = calls[0], calls[-1]
+    assert (first, of_first["outcome"], of_first["unknown_micros"]) == ("model_called", "unauthorized", 0)
+    assert (last, of_last["outcome"], of_last["tries"]) == ("model_refused", "account_limit", 0)
+    await require_whole(world)
