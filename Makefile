@@ -10,10 +10,10 @@ LOCK = $(UV) pip compile pyproject.toml -q --no-config --universal --generate-ha
 	$(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test check bench outage lock clean
+.PHONY: help install demo dev test check bench outage ledger-speed ledger-truth lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: install ## Show a run that waits for consent and survives kill -9 (YES=1: nobody needs to answer)
 	@$(PY) -m starter demo $(if $(filter-out 0,$(YES)),--yes)
@@ -21,8 +21,8 @@ demo: install ## Show a run that waits for consent and survives kill -9 (YES=1: 
 dev: install ## Run Temporal, PostgreSQL and a worker on this machine until Ctrl-C
 	@$(PY) -m starter dev $(ARGS)
 
-test: install check ## Install, check, and pass every test with 90 % branch coverage (ARGS: for pytest)
-	@$(PY) -m pytest -q --cov --cov-report=term:skip-covered --cov-fail-under=90 $(ARGS)
+test: install check ## Install, check, and pass every test with 90 % branch coverage (ARGS: for pytest; JOBS: side by side, 2)
+	@$(PY) -m pytest -q -n $(or $(JOBS),2) --dist worksteal --cov --cov-report=term:skip-covered --cov-fail-under=90 $(ARGS)
 
 check: install ## Formatting, lint, types, import contracts
 	@$(BIN)/ruff format -q --check . || { echo "formatting differs: run $(BIN)/ruff format ." >&2; exit 1; }
@@ -35,6 +35,12 @@ bench: install ## Run every benchmark and print its figures (but input_bound.py,
 
 outage: install ## Break a model for a minute under 200 runs and print what it saw (ARGS: --runs, --seconds)
 	@$(PY) benchmarks/outage.py $(ARGS)
+
+ledger-speed: install ## Hold money from several processes and print holds per second (ARGS: --processes, --runs)
+	@$(PY) benchmarks/ledger_speed.py $(ARGS)
+
+ledger-truth: install ## Make 10,000 calls, a third of which go wrong, and hold the ledger against the bill (ARGS: --calls)
+	@$(PY) benchmarks/ledger_truth.py $(ARGS)
 
 # The stamp is what was installed from, word for word: a changed lock, a moved checkout or another project file installs again.
 # Only a folder that is a virtual environment is ever cleared, and a linked .venv is made where the link points.

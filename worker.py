@@ -191,7 +191,7 @@ def build_worker(temporal: Client, settings: Settings, resources: Resources, *, 
     models = ModelActivities(resources.database, resources.providers, keys)
     tools = ToolActivities(resources.database, resources.catalog)
     approvals = ApprovalActivities(temporal)
-    upkeep = UpkeepActivities(resources.database, resources.notifier)
+    upkeep = UpkeepActivities(resources.database, resources.notifier, settings.audit_anchors)
     everything: list[Callable[..., Any]] = [
         runs.admit_run,
         models.call_model,
@@ -201,6 +201,7 @@ def build_worker(temporal: Client, settings: Settings, resources: Resources, *, 
         runs.record_decision,
         runs.finish_run,
         upkeep.reconcile_ledgers,
+        upkeep.anchor_audit,
         upkeep.deliver_notifications,
     ]
     build = WorkerDeploymentConfig(

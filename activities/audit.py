@@ -72,6 +72,7 @@ async def append_notes(connection: Connection, tenant: TenantId, run: RunId, not
     """Append what a run has noted, each note once however often it is brought."""
     if not notes:
         return
+    await _locked(connection, tenant)  # whoever else brings the same notes has written them, or waits
     written = {tuple(row) for row in await connection.fetch(_WRITTEN, tenant, run)}
     for note in notes:
         if (note.number, micros_of(note.at)) not in written:

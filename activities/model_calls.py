@@ -241,6 +241,7 @@ class ModelActivities:
             if await attempts.settle(connection, call, opened.run.payer, opened.number, _amount(opened.hold), settlement):
                 if not again:
                     await attempts.record(connection, call, outcome)
+                    await audit.append(connection, call.tenant, call.run_id, "model_called", _audit_body(call, opened, outcome))
                 await provider_gates.failed(
                     connection, call.tenant, self._gate(opened.model), _caller(call), failed.failure, failed.retry_after
                 )
@@ -268,6 +269,14 @@ async def _refused(connection: Connection, call: ModelCallRequest, before: attem
     """No (further) request leaves; what earlier ones may have cost stays held."""
     outcome = ModelFailure(failure=failure, unknown_micros=before.unknown_micros)
     await attempts.record(connection, call, outcome)
+    body: dict[str, JsonValue] = {
+        "call": call.call,
+        "turn": call.turn,
+        "tries": before.tries,
+        "unknown_micros": before.unknown_micros,
+        "outcome": failure.kind,
+    }
+    await audit.append(connection, call.tenant, call.run_id, "model_refused", body)
     return outcome
 
 

@@ -31,6 +31,7 @@ from durable_agents.activity_contracts import (
 from durable_agents.domain.agents import Admitted, ModelEntry, PinnedAgent, ToolPlan, opening, system_prompt
 from durable_agents.domain.approvals import Consent
 from durable_agents.domain.artifacts import preview
+from durable_agents.domain.audit import limits
 from durable_agents.domain.budgets import above, narrowed, stricter
 from durable_agents.domain.failures import Failure, FailureKind
 from durable_agents.domain.identifiers import RunId, TenantId, UserId
@@ -132,11 +133,13 @@ class RunActivities:
                         " where tenant = $1 and run_id = $2 and first_execution = $5 and ended_at is null returning 1",
                         ending.tenant, result.run_id, result.status, result.model_dump(mode="json"), ending.first_execution,
                     )  # fmt: skip
-                    if written and ending.decision is not None:
-                        await _write_decision(connection, ending.tenant, result.run_id, result.turns, ending.decision)
                     if written:
                         await ledger.give_back(connection, ending.tenant, result.run_id, "end")
-                        body: dict[str, JsonValue] = {"status": result.status, "spend": result.spend.model_dump(mode="json")}
+                        await audit.append_notes(connection, ending.tenant, result.run_id, ending.notes)
+                        if ending.decision is not None:
+                            await _write_decision(connection, ending.tenant, result.run_id, result.turns, ending.decision)
+                        spend = result.spend.model_dump(mode="json")
+                        body: dict[str, JsonValue] = {"status": result.status, "spend": spend, "notes": ending.notes_made}
                         await audit.append(connection, ending.tenant, result.run_id, "run_ended", body)
 
     async def _shed(self, connection: Connection, request: AdmissionRequest, terms: Admitted) -> Refusal | None:
@@ -162,6 +165,7 @@ class RunActivities:
             with storage_errors():
                 async with self._database.transaction(record.tenant) as connection:
                     await _write_decision(connection, record.tenant, record.run_id, record.turn, record.decision)
+                    await audit.append_notes(connection, record.tenant, record.run_id, record.notes)
 
     async def _with_input_of(self, request: AdmissionRequest, parent: RunId) -> AdmissionRequest:
         """The request with its parent's input, which lies in the parent's transcript."""
@@ -292,7 +296,14 @@ async def _write(connection: Connection, request: AdmissionRequest, agent: Loade
     if not new:
         return await _admitted_before(connection, request)
     await transcripts.put(connection, tenant, run, 0, 0, opening(asked.input))
-    body: dict[str, JsonValue] = {"agent": terms.agent, "version": agent.version, "user": asked.user, "request": asked.digest()}
+    body: dict[str, JsonValue] = {
+        "agent": terms.agent,
+        "version": agent.version,
+        "policy": terms.policy_digest,
+        "budget": limits(terms.budget),
+        "user": asked.user,
+        "request": asked.digest(),
+    }
     await audit.append(connection, tenant, run, "run_admitted", body)
     return Admission(terms=terms)
 

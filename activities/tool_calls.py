@@ -57,6 +57,7 @@ class ToolActivities:
             found = await find(connection, request)
             if not isinstance(found, FoundCall):
                 return found
+            await audit.append_notes(connection, request.tenant, request.run_id, request.notes)
             try:
                 call = prepare(found, self._catalog)
             except SenselessCall as senseless:

@@ -1,16 +1,18 @@
 """Which rounds are made over all tenants, whether or not anything runs?"""
 
 from datetime import date
+from pathlib import Path
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities import account_limits, notifications, reconciliation
+from activities import account_limits, audit_anchors, notifications, reconciliation
+from activities.audit_anchors import AnchorFileBusyError, AnchorFileError
 from activities.heartbeat import heartbeating
 from activities.notifiers import NotDelivered, Notifier
 from activities.postgres import Database
 from activities.storage_errors import storage_errors
-from durable_agents.activity_contracts import LedgerReport, NotificationReport, UpkeepRound
+from durable_agents.activity_contracts import AnchorReport, LedgerReport, NotificationReport, UpkeepRound
 from durable_agents.domain.identifiers import TenantId
 from durable_agents.domain.prices import format_usd
 from durable_agents.domain.provider_gates import SYSTEM_TENANT
@@ -19,11 +21,12 @@ NOT_DELIVERED = "not_delivered"
 
 
 class UpkeepActivities:
-    """`reconcile_ledgers` and `deliver_notifications`."""
+    """`reconcile_ledgers`, `anchor_audit` and `deliver_notifications`."""
 
-    def __init__(self, database: Database, notifier: Notifier) -> None:
+    def __init__(self, database: Database, notifier: Notifier, anchors: Path | None = None) -> None:
         self._database = database
         self._notifier = notifier
+        self._anchors = anchors
 
     @activity.defn
     async def reconcile_ledgers(self, round_: UpkeepRound) -> LedgerReport:
@@ -42,6 +45,27 @@ class UpkeepActivities:
             unknown_micros=total.unknown_micros,
             differences=len(total.differences),
         )
+
+    @activity.defn
+    async def anchor_audit(self, round_: UpkeepRound) -> AnchorReport:
+        """Append the heads of the audit logs to the file outside the database, if there is one; tell people what is wrong."""
+        if self._anchors is None:
+            return AnchorReport()
+        today = round_.at.date()
+        async with heartbeating():
+            with storage_errors():
+                try:
+                    done = await audit_anchors.append_heads(self._database, self._anchors)
+                except AnchorFileBusyError:  # somebody anchors by command
+                    return AnchorReport()
+                except AnchorFileError as error:  # nothing a retry would mend within the round, and people must hear of it
+                    await self._alarm(SYSTEM_TENANT, f"anchors {today}", "the audit logs are not anchored", str(error))
+                    return AnchorReport()
+                for problem in done.problems:
+                    title = f"tenant {problem.tenant}: the audit log was changed"
+                    line = f"Entry {problem.sequence}: {problem.why}. See `starter audit verify`."
+                    await self._alarm(SYSTEM_TENANT, f"audit {today} {problem.tenant} {problem.sequence}", title, line)
+        return AnchorReport(anchored=len(done.appended), broken=len({problem.tenant for problem in done.problems}))
 
     @activity.defn
     async def deliver_notifications(self, round_: UpkeepRound) -> NotificationReport:
@@ -63,6 +87,10 @@ class UpkeepActivities:
         if failed:  # what was delivered is, and is not told again
             raise ApplicationError(f"some were not delivered: {failed}", type=NOT_DELIVERED)
         return NotificationReport(delivered=delivered)
+
+    async def _alarm(self, tenant: TenantId, key: str, title: str, body: str) -> None:
+        async with self._database.transaction(tenant) as connection:
+            await notifications.write(connection, tenant, key, "audit", title, body)
 
     async def _tell(self, tenant: TenantId, found: reconciliation.Reconciled, today: date) -> None:
         if not found.flagged and not found.differences:

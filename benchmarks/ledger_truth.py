@@ -104,7 +104,7 @@ class Truth:
 
     async def _give_back(self, caller: Caller, tenant: TenantId, run: RunId) -> None:
         while True:
-            with contextlib.suppress(asyncpg.LockNotAvailableError):  # Temporal would try again, too
+            with contextlib.suppress(asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError):  # Temporal would try again, too
                 async with caller.database.transaction(tenant) as connection:
                     await ledger.give_back(connection, tenant, run, "end")
                 return

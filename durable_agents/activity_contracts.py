@@ -11,6 +11,7 @@ from temporalio import activity
 
 from durable_agents.domain.agents import Admitted
 from durable_agents.domain.approvals import ApprovalDecision, Consent
+from durable_agents.domain.audit import Note
 from durable_agents.domain.failures import Failure
 from durable_agents.domain.identifiers import Digest, RunId, TenantId
 from durable_agents.domain.model_calls import ModelCallRequest, ModelOutcome
@@ -93,6 +94,8 @@ class DecisionRecord(BaseModel):
     run_id: RunId
     turn: int
     decision: Consent
+    notes: tuple[Note, ...] = ()
+    """What else the run has to say to the audit log."""
 
 
 class Ending(BaseModel):
@@ -105,6 +108,10 @@ class Ending(BaseModel):
     """Whose end this is: a double that was refused under the same key must not end the run it is a double of."""
     decision: Consent | None = None
     """Whether a human took the run over."""
+    notes: tuple[Note, ...] = ()
+    """What the run still has to say to the audit log."""
+    notes_made: int = 0
+    """How many it had to say altogether, those for which there was no room too."""
 
 
 class UpkeepRound(BaseModel):
@@ -136,17 +143,34 @@ class NotificationReport(BaseModel):
     delivered: int
 
 
+class AnchorReport(BaseModel):
+    """What a round over all tenants' audit logs did."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    anchored: int = 0
+    """Logs whose head was appended to the file of anchors."""
+    broken: int = 0
+    """Logs that do not continue what was anchored of them."""
+
+
 class UpkeepReport(BaseModel):
     """What a round of upkeep did; the Web UI shows it as the result."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     ledgers: LedgerReport
+    anchors: AnchorReport = AnchorReport()
     notifications: NotificationReport
 
 
 @activity.defn
 async def reconcile_ledgers(round_: UpkeepRound) -> LedgerReport:
     """Flag requests whose worker is gone, return what lies idle, hold counters against entries; tell people what is wrong."""
+    raise NotImplementedError
+
+
+@activity.defn
+async def anchor_audit(round_: UpkeepRound) -> AnchorReport:
+    """Append the heads of the audit logs to the file outside the database, if a setting names one; tell people what is wrong."""
     raise NotImplementedError
 
 

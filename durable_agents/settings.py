@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from durable_agents.domain.durations import Duration
@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     """Activities a worker runs at once on each of its task queues: the main one, and one for each provider's model calls."""
     notify_urls: SecretStr | None = None
     """Who is told of limits reached and of what does not add up: apprise URLs, separated by spaces."""
+    audit_anchors: Path | None = None
+    """A file outside the database to which workers append the heads of the audit log."""
     log_level: str = "INFO"
     build_id: str = Field(default="dev", min_length=1, max_length=64)
     """Which build of the code a worker runs; the Web UI shows it at every step the worker made."""
@@ -52,6 +54,11 @@ class Settings(BaseSettings):
     anthropic_base_url: str | None = Field(default=None, validation_alias="ANTHROPIC_BASE_URL")
     openai_api_key: SecretStr | None = Field(default=None, validation_alias="OPENAI_API_KEY")
     openai_base_url: str | None = Field(default=None, validation_alias="OPENAI_BASE_URL")
+
+    @field_validator("audit_anchors", mode="before")
+    @classmethod
+    def _no_file(cls, value: object) -> object:
+        return None if value == "" else value
 
     @property
     def notified(self) -> tuple[SecretStr, ...]:

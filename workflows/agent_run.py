@@ -88,7 +88,8 @@ class AgentRun(RunMessages):
         except asyncio.CancelledError:
             if workflow.cancellation_reason() is None:
                 raise
-            self.apply(run_state.cancelling, CancelRequest(reason=workflow.cancellation_reason() or "cancelled in Temporal"))
+            asked = CancelRequest(reason=workflow.cancellation_reason() or "cancelled in Temporal")
+            self.apply(run_state.cancelling, workflow.now(), asked)
             result = await life
         await workflow.wait_condition(workflow.all_handlers_finished)
         if result.status is RunStatus.FAILED:
@@ -110,6 +111,8 @@ class AgentRun(RunMessages):
             result=result,
             first_execution=workflow.info().first_execution_run_id,
             decision=self._decision,
+            notes=self.state.notes,
+            notes_made=self.state.notes_made,
         )
         await workflow.execute_activity(finish_run, ending, **activity_options.finish_run(f"ended: {result.status}"))
         return result

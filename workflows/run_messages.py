@@ -73,7 +73,7 @@ class RunMessages:
             cancel = CancelRequest.model_validate_json(payload.payload.data or b"{}")
         except ValidationError:
             cancel = CancelRequest(reason="asked for by a malformed request")
-        self.apply(run_state.cancelling, cancel)
+        self.apply(run_state.cancelling, workflow.now(), cancel)
 
     @workflow.update(description="Raise limits of the budget: {budget: {cost_usd, turns, …}, by, reason}.")
     def raise_budget(self, change: BudgetRaise) -> BudgetView:

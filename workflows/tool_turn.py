@@ -64,6 +64,7 @@ async def _make_with_consent(run: RunScope, call: RequestedCall) -> TurnEnd:
 async def _execute(run: RunScope, call: RequestedCall, consent: Consent | None) -> ToolOutcome:
     state = run.state
     assert state.admitted is not None
+    notes = state.notes if consent is not None or call.index == 0 else ()
     request = ToolCallRequest(
         tenant=TenantId(run.request.tenant),
         run_id=run.request.run_id,
@@ -71,10 +72,11 @@ async def _execute(run: RunScope, call: RequestedCall, consent: Consent | None) 
         index=call.index,
         consent=consent,
         near_limit=state.near_limit,
+        notes=notes,
     )
     decided = f"{'-approved' if consent.approved else '-denied'}-{consent.approval_id[3:9]}" if consent is not None else ""
     by = f" · {'approved' if consent.approved else 'denied'} by {consent.by}" if consent is not None else ""
-    return await workflow.execute_activity(
+    outcome: ToolOutcome = await workflow.execute_activity(
         run_tool,
         request,
         **activity_options.tool_call(
@@ -83,6 +85,8 @@ async def _execute(run: RunScope, call: RequestedCall, consent: Consent | None) 
             summary=(call_line(call.tool, call.arguments) + by)[:180],
         ),
     )
+    run.apply(run_state.written_down, notes)
+    return outcome
 
 
 def _end_after(needed: ConsentNeeded, consent: Consent) -> TurnEnd:

@@ -30,12 +30,20 @@ async def top_up_turn(run: RunScope, reached: Reached) -> RunResult | None:
         if raised():
             run.apply(run_state.withdrawn, workflow.now(), asked.approval_id)
         return None
-    record = DecisionRecord(tenant=TenantId(run.request.tenant), run_id=run.request.run_id, turn=state.turn, decision=decision)
+    record = DecisionRecord(
+        tenant=TenantId(run.request.tenant),
+        run_id=run.request.run_id,
+        turn=state.turn,
+        decision=decision,
+        notes=run.state.notes,
+    )
     await workflow.execute_activity(
         record_decision, record, **activity_options.record_decision(asked.approval_id, f"{asked.title[:120]} · {decision.by}")
     )
+    run.apply(run_state.written_down, record.notes)
     if decision.approved:
-        run.apply(run_state.topped_up, workflow.now(), terms.at_limit.add if reached.limit is not None else budgets.Budget())
+        add = terms.at_limit.add if reached.limit is not None else budgets.Budget()
+        run.apply(run_state.topped_up, workflow.now(), add, decision.by)
         return None
     why = f"{reached.explanation}; {'nobody decided in time' if decision.expired else f'more was denied by {decision.by}'}"
     return endings.ended(run.request.run_id, run.state, RunStatus.BUDGET_EXHAUSTED, why)

@@ -1,12 +1,12 @@
 """What must be looked after although no run asks for it?
 
-Started by a schedule that every worker makes sure of, one at a time: the ledgers are gone over, and people are told what they
-have not been told yet.
+Started by a schedule that every worker makes sure of, one at a time: the ledgers are gone over, the audit logs are anchored, and
+people are told what they have not been told yet.
 """
 
 from temporalio import workflow
 
-from durable_agents.activity_contracts import UpkeepReport, UpkeepRound, deliver_notifications, reconcile_ledgers
+from durable_agents.activity_contracts import UpkeepReport, UpkeepRound, anchor_audit, deliver_notifications, reconcile_ledgers
 from workflows import activity_options
 
 
@@ -16,8 +16,9 @@ class Upkeep:
 
     @workflow.run
     async def run(self) -> UpkeepReport:
-        """Reconcile first: what it finds is told in the same round."""
+        """Tell people last: what was found is told in the same round."""
         this = UpkeepRound(at=workflow.now())
         found = await workflow.execute_activity(reconcile_ledgers, this, **activity_options.upkeep("ledgers"))
+        anchored = await workflow.execute_activity(anchor_audit, this, **activity_options.upkeep("anchors"))
         told = await workflow.execute_activity(deliver_notifications, this, **activity_options.upkeep("notifications"))
-        return UpkeepReport(ledgers=found, notifications=told)
+        return UpkeepReport(ledgers=found, anchors=anchored, notifications=told)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from durable_agents.domain.canonical import Words, digest, visible
+from durable_agents.domain.canonical import Words, digest, inert, visible
 from durable_agents.domain.durations import Duration
 from durable_agents.domain.identifiers import ApprovalId, CallPath, Digest, Person, RunId, UserId
 
@@ -123,7 +123,15 @@ class Consent(BaseModel):
 
     def audited(self) -> dict[str, JsonValue]:
         """The decision as the audit log keeps it."""
-        return {"approval": self.approval_id, "approved": self.approved, "by": self.by, "digest": self.digest}
+        return {
+            "approval": self.approval_id,
+            "kind": self.kind,
+            "approved": self.approved,
+            "expired": self.expired,
+            "by": self.by,
+            "reason": inert(self.reason, 200),
+            "digest": self.digest,
+        }
 
 
 class Standing(StrEnum):

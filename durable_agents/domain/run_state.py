@@ -6,9 +6,9 @@ conversation, so that it is carried whole when a run continues as new.
 
 from datetime import datetime, timedelta
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
-from durable_agents.domain import scarcity
+from durable_agents.domain import audit, scarcity
 from durable_agents.domain.agents import Admitted
 from durable_agents.domain.approvals import Approval, ApprovalDecision, Consent, Judgement, Standing, consent, judge
 from durable_agents.domain.budgets import Budget, Elapsed, Spend, raised, used_percent
@@ -102,6 +102,10 @@ class RunState(BaseModel):
     messages_received: int = 0
     """Signals and updates of this execution; the server takes 10,000 signals and 2,000 updates of one."""
     timeline: tuple[TimelineEntry, ...] = ()
+    notes: tuple[audit.Note, ...] = ()
+    """For the audit log: what only the run knows, and no activity has written down yet."""
+    notes_made: int = 0
+    """The ones that were written down, and those for which there was no room, too."""
     last_text: str = ""
     doing: str = "being admitted"
     cancel: CancelRequest | None = None
@@ -310,7 +314,9 @@ def rejected(state: RunState, now: datetime, message: str, reason: str, excerpt:
     """A message did not count; the newest are kept where its sender can see them."""
     entry = RejectedMessage(at=now, message=message, reason=inert(reason, LINE_KEPT), excerpt=inert(excerpt, LINE_KEPT))
     kept = (*state.rejected, entry)[-REJECTED_KEPT:]
-    return state.model_copy(update={"rejected": kept, "rejected_count": state.rejected_count + 1})
+    facts: dict[str, JsonValue] = {"message": entry.message, "reason": entry.reason, "excerpt": entry.excerpt}
+    changed = _for_the_log(state, now, "decision_rejected", facts)
+    return changed.model_copy(update={"rejected": kept, "rejected_count": state.rejected_count + 1})
 
 
 def undisputed(state: RunState, approval: ApprovalId) -> RunState:
@@ -320,7 +326,7 @@ def undisputed(state: RunState, approval: ApprovalId) -> RunState:
 
 def budget_raised(state: RunState, now: datetime, change: BudgetRaise) -> RunState:
     """Somebody raised limits; who and why stands in the timeline."""
-    changed = state.model_copy(update={"budget": raised(state.budget, change.budget)})
+    changed = _with_budget(state, now, raised(state.budget, change.budget), change.by, change.reason)
     return noted(changed, now, f"budget raised by {change.by}" + (f": {change.reason}" if change.reason else ""))
 
 
@@ -336,10 +342,34 @@ def scarce(state: RunState, now: datetime) -> RunState:
     return noted(changed, now, f"{used} % of the budget is used: goes on with less ({at_limit.describes})")
 
 
-def topped_up(state: RunState, now: datetime, add: Budget) -> RunState:
+def topped_up(state: RunState, now: datetime, add: Budget, by: str) -> RunState:
     """A human has granted more."""
-    changed = state.model_copy(update={"budget": scarcity.topped_up(state.budget, add), "top_ups": state.top_ups + 1})
-    return noted(changed, now, "more budget was granted")
+    changed = _with_budget(state, now, scarcity.topped_up(state.budget, add), by, "a top-up was granted")
+    return noted(changed.model_copy(update={"top_ups": state.top_ups + 1}), now, "more budget was granted")
+
+
+def _with_budget(state: RunState, now: datetime, budget: Budget, by: str, reason: str) -> RunState:
+    before, after = audit.limits(state.budget), audit.limits(budget)
+    changes = [name for name in after if after[name] != before.get(name)]
+    facts: dict[str, JsonValue] = {
+        "by": by,
+        "reason": inert(reason, LINE_KEPT),
+        "before": {name: before.get(name) for name in changes},
+        "after": {name: after[name] for name in changes},
+    }
+    changed = state.model_copy(update={"budget": budget})
+    return _for_the_log(changed, now, "budget_raised", facts) if changes else changed
+
+
+def _for_the_log(state: RunState, now: datetime, event: audit.Event, facts: dict[str, JsonValue]) -> RunState:
+    note = audit.Note(number=state.notes_made + 1, at=now, event=event, facts=facts)
+    return state.model_copy(update={"notes": audit.kept(state.notes, note), "notes_made": note.number})
+
+
+def written_down(state: RunState, notes: tuple[audit.Note, ...]) -> RunState:
+    """These notes stand in the audit log."""
+    last = max((note.number for note in notes), default=0)
+    return state.model_copy(update={"notes": tuple(note for note in state.notes if note.number > last)})
 
 
 def withdrawn(state: RunState, now: datetime, approval: ApprovalId) -> RunState:
@@ -348,9 +378,12 @@ def withdrawn(state: RunState, now: datetime, approval: ApprovalId) -> RunState:
     return noted(state.model_copy(update={"approvals": approvals}), now, "the limit was raised: nobody needs to be asked")
 
 
-def cancelling(state: RunState, cancel: CancelRequest) -> RunState:
+def cancelling(state: RunState, now: datetime, cancel: CancelRequest) -> RunState:
     """Somebody wants the run to stop; the first who says so is remembered."""
-    return state if state.cancel is not None else state.model_copy(update={"cancel": cancel})
+    if state.cancel is not None:
+        return state
+    facts: dict[str, JsonValue] = {"by": cancel.by, "reason": inert(cancel.reason, LINE_KEPT)}
+    return _for_the_log(state.model_copy(update={"cancel": cancel}), now, "cancel_requested", facts)
 
 
 def counted_message(state: RunState) -> RunState:

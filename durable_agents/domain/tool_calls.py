@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from durable_agents.domain.approvals import ApprovalKind, Consent, Ladder
+from durable_agents.domain.audit import Note
 from durable_agents.domain.canonical import inert
 from durable_agents.domain.compact import Compact
 from durable_agents.domain.identifiers import ApprovalId, Digest, RunId, TenantId
@@ -21,6 +22,8 @@ class ToolCallRequest(Compact):
     """The human decision this call waited for."""
     near_limit: bool = False
     """The budget runs out: the agent's file says which tools are not used any more."""
+    notes: tuple[Note, ...] = ()
+    """What the run has to say to the audit log."""
 
 
 class ToolSettled(Compact):

@@ -8,7 +8,7 @@ import asyncio
 
 import typer
 
-from starter.cli import account_commands, ledger_commands, limit_commands, policy_commands, spend_commands
+from starter.cli import account_commands, audit_commands, ledger_commands, limit_commands, policy_commands, spend_commands
 from starter.cli.exit_codes import ExitCode
 from starter.cli.options import (
     Address,
@@ -48,6 +48,7 @@ app = typer.Typer(
 
 
 app.add_typer(account_commands.app, name="accounts")
+app.add_typer(audit_commands.app, name="audit")
 app.add_typer(ledger_commands.app, name="ledger")
 app.add_typer(limit_commands.app, name="limits")
 app.add_typer(policy_commands.app, name="policy")

@@ -41,7 +41,7 @@ _MEANINGS = {
     ExitCode.REFUSED: "a message to a run was refused; the reason is printed",
     ExitCode.KEY_REUSED: "the idempotency key belongs to a different request",
     ExitCode.OVERLOADED: "too much is waiting for a low-priority run; the line says when to try again",
-    ExitCode.DIFFERS: "`ledger check` or `ledger reconcile` found counters that are not the sum of their entries",
+    ExitCode.DIFFERS: "`ledger` found counters that are not the sum of their entries, or `audit` found a log that was changed",
     ExitCode.DEGRADED: "the run completed with less than it was asked for",
     ExitCode.DENIED: "the run ended because a human said no",
     ExitCode.EXPIRED: "the run ended because nobody decided in time",

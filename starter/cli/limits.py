@@ -10,7 +10,8 @@ from typing import get_args
 
 from pydantic import JsonValue
 
-from activities import provider_limits
+from activities import audit, provider_limits
+from activities.account_limits import OF_NO_RUN
 from activities.postgres import Connection, Database, DatabaseError
 from activities.provider_limits import KnownGate
 from durable_agents.domain.model_calls import Provider
@@ -18,6 +19,7 @@ from durable_agents.domain.provider_gates import LONGEST_DELAY, SYSTEM_TENANT
 from durable_agents.settings import read_settings
 from starter.cli.database import database_url
 from starter.cli.exit_codes import CliError, ExitCode
+from starter.cli.inputs import read_actor
 from starter.cli.options import Session
 from starter.cli.screen import Screen
 
@@ -48,6 +50,7 @@ async def set_limits(session: Session, provider: str, model: str, requests: int 
     _check(provider, model)
     async with _gates() as connection:
         await provider_limits.set_limits(connection, provider, model, requests, tokens)
+        await _audit(connection, provider, model, {"requests_per_minute": requests, "tokens_per_minute": tokens})
     given = {"requests_per_minute": requests, "tokens_per_minute": tokens}
     said = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in given.items() if value is not None)
     return _done(session, provider, model, f"{provider} {model}: at most {said}", {**given})
@@ -58,6 +61,8 @@ async def clear(session: Session, provider: str, model: str) -> ExitCode:
     _check(provider, model)
     async with _gates() as connection:
         removed = await provider_limits.clear_limits(connection, provider, model)
+        if removed:
+            await _audit(connection, provider, model, {"cleared": True})
     if not removed:
         raise CliError(f"{provider} {model} has no limits: `limits` lists those there are", ExitCode.NOT_FOUND)
     return _done(session, provider, model, f"{provider} {model}: no limits", {})
@@ -68,8 +73,14 @@ async def force(session: Session, provider: str, model: str, *, is_open: bool) -
     _check(provider, model)
     async with _gates() as connection:
         await provider_limits.force(connection, provider, model, is_open=is_open)
+        await _audit(connection, provider, model, {"forced_open": is_open})
     said = "nothing goes through until `limits close`" if is_open else "requests go through again, slowly at first"
     return _done(session, provider, model, f"{provider} {model}: {said}", {"forced_open": is_open})
+
+
+async def _audit(connection: Connection, provider: str, model: str, change: dict[str, JsonValue]) -> None:
+    body = {"provider": provider, "model": model, **change, "by": read_actor(None)}
+    await audit.append(connection, SYSTEM_TENANT, OF_NO_RUN, "provider_limit_changed", body)
 
 
 @asynccontextmanager

@@ -3,14 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
+from pydantic import JsonValue
 
-from activities.audit import append, verify
+from activities.account_limits import known_tenants
+from activities.audit import InexactBodyError, append, append_notes, entries, head_of, verify
 from activities.postgres import Connection, Database, _prepare
-from durable_agents.domain.audit import entry_hash
+from durable_agents.domain.audit import Head, Note, entry_hash
 from durable_agents.domain.identifiers import RunId, TenantId
+from durable_agents.domain.provider_gates import SYSTEM_TENANT
 from tests.support.world import TestDatabase
 
 ACME, RIVAL, RUN = TenantId("acme"), TenantId("rival"), RunId("run:acme:k")
@@ -65,6 +69,91 @@ async def _fail_after_appending(database: Database) -> None:
     async with database.transaction(ACME) as connection:
         await append(connection, ACME, RUN, "event", {})
         await connection.execute("select 1/0")
+
+
+async def test_a_body_with_a_float_is_refused_where_it_is_written(opened: Database) -> None:
+    """A float is not always the same number when it is read again: an honest entry would look changed."""
+    bodies: tuple[dict[str, JsonValue], ...] = ({"cost": 0.5}, {"a": [1, {"b": 1.0}]}, {"x": float("nan")})
+    for body in bodies:
+        with pytest.raises(InexactBodyError, match=r"event holds a float at body\.[acx].*: write integers") as refused:
+            await _append(opened, body)
+        assert "\n" not in str(refused.value)
+    await _append(opened, {"cost_micros": 2**60, "flag": True, "none": None})
+    assert await judged(opened) is None
+
+
+async def _append(database: Database, body: dict[str, JsonValue]) -> None:
+    async with database.transaction(ACME) as connection:
+        await append(connection, ACME, RUN, "event", body)
+
+
+async def test_every_tenant_with_a_log_is_known_to_the_verifier(opened: Database) -> None:
+    """Row-level security hides tenants; one that never drew money has a log all the same."""
+    await write(opened, 1)
+    await write(opened, 1, RIVAL)
+    await write(opened, 1, SYSTEM_TENANT)
+    assert await known_tenants(opened) == [ACME, RIVAL]
+
+
+_ENTRY = "insert into audit_entry select tenant, {number}, {previous}, md5('x'), 1, 'r', 'e', '{{}}' from audit_head"
+UNRULY = {
+    "turn the head back": "update audit_head set sequence = 2, hash = (select hash from audit_entry where sequence = 2)",
+    "turn the head forward": "update audit_head set sequence = 4, hash = md5('x')",
+    "change the head's hash": "update audit_head set hash = md5('x')",
+    "follow an older entry": _ENTRY.format(number=4, previous="(select hash from audit_entry where sequence = 2)"),
+    "follow nothing": _ENTRY.format(number=4, previous="md5('y')"),
+    "leave a gap": _ENTRY.format(number=5, previous="hash"),
+    "stand before the first": _ENTRY.format(number=0, previous="repeat('0', 64)"),
+    "other: begin in the middle": "insert into audit_head values ('other', 7, repeat('0', 64))",
+    "other: begin with a hash": "insert into audit_head values ('other', 0, md5('x'))",
+    "other: have no head": "insert into audit_entry values ('other', 1, repeat('0', 64), md5('x'), 1, 'r', 'e', '{}')",
+}
+
+
+async def test_the_database_lets_its_writer_only_append(opened: Database) -> None:
+    """Who gets hold of a worker's connection can say untrue things from now on, and not one true thing less."""
+    for number in range(3):
+        await write(opened, number)
+    for name, command in UNRULY.items():
+        tenant = TenantId("other") if name.startswith("other") else ACME
+        with pytest.raises(asyncpg.IntegrityConstraintViolationError):
+            await _execute(opened, tenant, command)
+    assert await judged(opened) is None
+
+
+async def _execute(database: Database, tenant: TenantId, command: str) -> None:
+    async with database.transaction(tenant) as connection:
+        await connection.execute(command)
+
+
+async def test_what_is_appended_while_a_log_is_verified_is_no_tampering(opened: Database) -> None:
+    """Workers do not stop for an auditor; the check looks at one moment."""
+    await write(opened, 1)
+    async with opened.transaction(ACME, snapshot=True) as connection:
+        seen = [batch async for batch in entries(connection, ACME)]
+        await write(opened, 2)
+        assert await verify(connection, ACME) is None
+        assert await head_of(connection, ACME) == Head(1, seen[0][0][2])
+    assert await judged(opened) is None
+
+
+async def test_a_note_is_written_once_however_often_it_is_brought(opened: Database) -> None:
+    """The activity that brings it is tried again, and two calls of a turn may bring it at once; a reset run counts anew."""
+    now = datetime(2026, 11, 20, 12, tzinfo=UTC)
+    notes = [Note(number=number, at=now, event="budget_raised", facts={"by": "ann"}) for number in (1, 2)]
+
+    async def bring(some: list[Note]) -> None:
+        async with opened.transaction(ACME) as connection:
+            await append_notes(connection, ACME, RUN, some)
+
+    await write(opened, 0)
+    await asyncio.gather(*(bring(notes) for _ in range(4)), bring(notes[:1]))
+    again = notes[0].model_copy(update={"at": now + timedelta(seconds=1)})
+    await bring([*notes, again])
+    async with opened.transaction(ACME) as connection:
+        rows = await connection.fetch("select body from audit_entry where event = 'budget_raised' order by sequence")
+    assert [(row["body"]["note"], row["body"]["by"]) for row in rows] == [(1, "ann"), (2, "ann"), (1, "ann")]
+    assert await judged(opened) is None
 
 
 async def test_a_tenant_without_a_log_has_nothing_wrong(opened: Database) -> None:

@@ -8,11 +8,13 @@ from datetime import date, timedelta
 import asyncpg
 import pytest
 
-from activities import ledger
+from activities import attempts, ledger
+from activities.attempts import Settlement
 from activities.ledger import Held
 from activities.postgres import Database
 from durable_agents.domain.accounts import NOTHING, TRANCHE_CALLS, Amount, NoRoom, Period, Scope
 from durable_agents.domain.identifiers import TenantId
+from durable_agents.domain.model_calls import ModelCallRequest
 from tests.support.ledgers import TODAY, Books, open_books
 from tests.support.world import TestDatabase
 
@@ -116,6 +118,34 @@ async def test_a_call_is_charged_to_the_day_and_month_in_which_it_left(books: Bo
     assert await books.drawn(Scope.USER, Period.MONTH, name="u", day=last) == Amount(70, 7)
     assert await books.drawn(Scope.USER, Period.MONTH, name="u", day=date(2026, 12, 1)) == CALL
     assert await books.differences() == []
+
+
+async def test_an_answer_after_midnight_is_settled_in_the_day_its_request_left(books: Books, database: TestDatabase) -> None:
+    """Settled by the clock of its answer, the hold of yesterday would stay for ever and today would pay from nothing."""
+    run = await books.open_run("r")
+    call = ModelCallRequest(tenant=run.tenant, run_id=run.run_id, call=1, turn=1, model=0, allowance_micros=None)
+    admin = await asyncpg.connect(database.admin)
+    yesterday = await admin.fetchval(f"select {ledger.UTC_TODAY} - 1")
+    await books.hold(run, "1.1", CALL, day=yesterday)
+    await admin.execute(
+        "insert into model_attempt (tenant, run_id, call, attempt, fence, provider, model, state, hold_micros, hold_tokens,"
+        " dispatched_at) values ('acme', 'r', 1, 1, 1, 'p', 'm', 'dispatched', 100, 10, now() - interval '1 day')"
+    )
+    await admin.close()
+    async with books.database.transaction(run.tenant) as connection:
+        assert await attempts.settle(connection, call, run, 1, CALL, Settlement("settled", Amount(40, 4)))
+        rows = await connection.fetch("select day, held_micros, spent_micros from envelope")
+    assert [tuple(row) for row in rows] == [(yesterday, 0, 40)]
+    assert await books.differences() == []
+
+
+async def test_a_limit_a_run_counts_all_its_days(books: Books) -> None:
+    """A run that waits overnight for consent is the same run in the morning."""
+    run = await books.open_run("r")
+    await books.limit(Scope.USER, Period.RUN, micros=250, name="u")
+    days = [TODAY, TODAY, TODAY + timedelta(days=1)]
+    answers = [await books.hold(run, f"{call}.1", CALL, day=day) for call, day in enumerate(days)]
+    assert [isinstance(answer, Held) for answer in answers] == [True, True, False]
 
 
 async def test_the_same_movement_twice_moves_once(books: Books) -> None:

@@ -1,5 +1,6 @@
 """Can an operator see and change what is sent to the providers, live, and without knowing a table?"""
 
+import getpass
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from activities import provider_gates
+from activities import audit, provider_gates
 from activities.postgres import Database
 from durable_agents.domain.failures import Failure, FailureKind
 from durable_agents.domain.identifiers import TenantId
-from durable_agents.domain.provider_gates import Asking, GateId, Reason, Wait
+from durable_agents.domain.provider_gates import SYSTEM_TENANT, Asking, GateId, Reason, Wait
 from starter.cli import limit_commands
 from starter.cli.exit_codes import ExitCode
 from starter.cli.main import main
@@ -119,6 +120,23 @@ async def test_closing_by_hand_forgets_failures_and_pauses(cli: Cli, database: T
     cli("close", *MODEL)
     assert [gate["paused_until"] for gate in listed(cli)] == [None]
     assert await ask(database) is None
+
+
+async def test_who_changed_a_limit_stands_in_the_audit_log_of_what_is_above_tenants(cli: Cli, database: TestDatabase) -> None:
+    """A breaker opened by hand stops every tenant's runs; afterwards somebody asks who did it."""
+    for command in (("set", *MODEL, "--tokens-per-minute", "5"), ("clear", *MODEL), ("open", *MODEL), ("close", *MODEL)):
+        assert cli(*command).code == ExitCode.OK
+    shared = await Database.open(database.app, max_size=1)
+    async with shared.transaction(SYSTEM_TENANT) as connection:
+        bodies = [row["body"] for row in await connection.fetch("select body from audit_entry order by sequence")]
+        assert await audit.verify(connection, SYSTEM_TENANT) is None
+    await shared.close()
+    assert [body.get("forced_open") for body in bodies] == [None, None, True, False]
+    assert (bodies[0]["tokens_per_minute"], bodies[1]["cleared"], {body["by"] for body in bodies}) == (
+        5,
+        True,
+        {getpass.getuser()},
+    )
 
 
 MISTAKES = [

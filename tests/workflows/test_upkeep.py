@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import uvicorn
@@ -19,6 +20,7 @@ from temporalio.client import ScheduleHandle
 from activities.notifiers import LogNotifier, NotifierError, notifier_of
 from durable_agents.activity_contracts import UpkeepReport
 from durable_agents.domain.accounts import Amount, Period, Scope
+from tests.support.audit_logs import almighty, honest, write_log
 from tests.support.ledgers import TODAY, open_books
 from tests.support.waiting import eventually
 from tests.support.world import World
@@ -110,6 +112,35 @@ async def test_a_round_flags_what_is_lost_returns_what_lies_idle_and_tells_peopl
         "select sum(tries) as tries, count(*) filter (where delivered_at is null) as open from notification"
     )
     assert tuple(row) == (1, 0)
+
+
+async def test_a_round_anchors_the_audit_logs_and_tells_people_of_one_that_was_changed(world: World, tmp_path: Path) -> None:
+    """An anchor that somebody must remember to write is not there when it is needed; nor is an alarm that waits for an audit."""
+    file = tmp_path / "anchors.jsonl"
+    world.settings = world.settings.model_copy(update={"audit_anchors": file})
+    async with almighty(world.database) as owner, world.worker():
+        await write_log(owner, "acme", honest("acme", 20))
+        first, second = await run_upkeep(world), await run_upkeep(world)
+        await write_log(owner, "acme", honest("acme", 12))
+        third = await run_upkeep(world)
+        told = await world.rows("select title, body from notification where kind = 'audit'")
+    assert [(one.anchors.anchored, one.anchors.broken) for one in (first, second, third)] == [(1, 0), (0, 0), (0, 1)]
+    (line,) = file.read_text().splitlines()
+    assert json.loads(line)["sequence"] == 20
+    assert [row["title"] for row in told] == ["tenant acme: the audit log was changed"]
+    assert "saw entry 20: its tail was cut off" in told[0]["body"]
+
+
+async def test_anchors_that_cannot_be_written_stop_no_round_and_are_told(world: World, tmp_path: Path) -> None:
+    """Whoever unmounts the disk must not switch off the alarms with it."""
+    (tmp_path / "file").touch()
+    world.settings = world.settings.model_copy(update={"audit_anchors": tmp_path / "file" / "anchors.jsonl"})
+    async with world.worker():
+        report = await run_upkeep(world)
+    assert (report.anchors.anchored, report.notifications.delivered) == (0, 1)
+    (row,) = await world.rows("select title, body from notification")
+    assert row["title"] == "the audit logs are not anchored"
+    assert "cannot be written" in row["body"]
 
 
 async def test_every_worker_makes_sure_of_the_schedule_and_leaves_an_operators_changes_alone(world: World) -> None:
