@@ -34,8 +34,8 @@ async def put(world: World) -> AsyncIterator[Put]:
     """Puts a policy in force, as the command line does."""
     own = await Database.open(world.database.app, max_size=1)
 
-    async def put_in_force(document: dict[str, Any] | None, tenant: str = "acme", agent: str = "clerk") -> int:
-        policy = None if document is None else Policy.model_validate(document)
+    async def put_in_force(document: dict[str, Any], tenant: str = "acme", agent: str = "clerk") -> int:
+        policy = Policy.model_validate(document)
         async with own.transaction(TenantId(tenant)) as connection:
             version, _ = await policies.put(connection, TenantId(tenant), agent, policy, "boss", "a test")
         return version
@@ -206,13 +206,11 @@ async def test_a_yes_given_under_another_policy_is_no_yes_and_the_new_policys_pe
     [
         ("approve", ALLOWS, ("ok", ""), 1),
         ("approve", LOCKS, ("refused", "no rule allows it"), 0),
-        ("approve", None, ("ok", ""), 1),
         ("deny", ALLOWS, ("refused", "denied by ann"), 0),
-        ("deny", ASKS_BOB, ("refused", "denied by ann"), 0),
     ],
 )
 async def test_after_a_change_the_policy_in_force_decides_and_a_no_stays_a_no(
-    world: World, put: Put, says: str, changed: dict[str, Any] | None, outcome: tuple[str, str], refunds: int
+    world: World, put: Put, says: str, changed: dict[str, Any], outcome: tuple[str, str], refunds: int
 ) -> None:
     """A yes given before decides nothing: the call is made by the new policy's own right, or not. A no needs no policy."""
     await put(ASKS_ANN)
@@ -269,22 +267,16 @@ async def test_a_change_while_the_outcome_is_asked_changes_nothing_about_the_fac
     assert await outcomes(world) == [("ok", "resolved by ann")]
 
 
-TAMPERED = {
-    "altered": "update policy_version set document = jsonb_set(document, '{rules}', '[{\"allow\": \"*\"}]')",
-    "nonsense": "update policy_version set document = '[]'",
-    "nothing": "update policy_version set document = 'null'",
-}
-
-
-@pytest.mark.parametrize("how", [*TAMPERED, "another release's"])
+@pytest.mark.parametrize("how", ["altered", "another release's"])
 async def test_a_policy_that_cannot_be_read_denies(world: World, watched: Watched, put: Put, how: str) -> None:
     """What was altered behind everybody's back, or is beyond this code, must not fall back to something looser: default is no."""
     await put(ALLOWS)
     await world.script(turns(refund("50.00"), "done"))
 
     async def spoil() -> None:
-        if how in TAMPERED:
-            await world.change(TAMPERED[how])
+        if how == "altered":
+            loosest = '[{"allow": "*"}]'
+            await world.change("update policy_version set document = jsonb_set(document, '{rules}', $1::text::jsonb)", loosest)
         else:
             newer: JsonValue = {"rules": [{"allow": "*", "unless": "x"}]}
             statement = "update policy_version set document = $1::text::jsonb, digest = $2"
