@@ -19,7 +19,7 @@ from activities.policies import InForce
 from activities.postgres import Database
 from durable_agents.domain.canonical import digest
 from durable_agents.domain.identifiers import Micros, RunId, TenantId, UserId
-from durable_agents.domain.permissions import Call, Policy, decide
+from durable_agents.domain.permissions import FACTS, Call, Policy, decide
 from durable_agents.domain.tool_calls import ToolCallRequest
 from starter.cli.exit_codes import ExitCode
 from starter.cli.main import main
@@ -341,6 +341,18 @@ def test_what_is_printed_reads_back_as_the_same_policy(tmp_path: Path) -> None:
     file.write_text(policy_text(made))
     assert read_policy_file(file) == made
     assert read_policy_file(AGENTS / "clerk" / "policy.yaml") == load_agent(AGENTS / "clerk").pinned.policy
+
+
+def test_the_page_says_what_conditions_see_and_its_example_is_a_policy_of_the_agent_we_ship(tmp_path: Path) -> None:
+    """People copy the example, and write conditions by the table."""
+    root = AGENTS.parents[2]
+    page = (root / "docs" / "policies.md").read_text(encoding="utf8")
+    assert [name for name in FACTS if f"`{name}`" not in page] == []
+    file = tmp_path / "refunds-policy.yaml"
+    file.write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    example, agent = read_policy_file(file), load_agent(root / "agents" / "refunds").pinned
+    assert agent.misfits(example) == []
+    assert agent.offered(example, UserId("ann")) == agent.tools
 
 
 def test_every_command_is_explained(cli: Cli) -> None:
