@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.routing import Route
 from temporalio.testing import ActivityEnvironment
 
@@ -26,7 +27,7 @@ from durable_agents.domain.runs import RunRequest
 from starter.demo.loopback import serve
 from starter.demo.model_script import Refunds, Reply
 from starter.demo.model_wires import ModelRequest
-from starter.demo.stand_in_model import ANTHROPIC, OPENAI, Entry, StandIn
+from starter.demo.stand_in_model import ANTHROPIC, OPENAI, Entry, StandIn, Wire
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 PRICE = "{input: 3, output: 15}"
@@ -41,6 +42,12 @@ class ToldModel(StandIn):
         """By the run's key; the last one is said again and again."""
         self.asked_by: list[str] = []
         """Beside each line of the bill, the run's key."""
+
+    def _decide(self, wire: Wire, request: Request, body: bytes) -> tuple[ModelRequest, Reply]:
+        decided = super()._decide(wire, request, body)
+        if len(self.asked_by) == len(self.bill):  # what was cut off on its way cannot be read, is refused, and costs nothing
+            self.asked_by.append("")
+        return decided
 
     def _next(self, asked: ModelRequest) -> Reply:
         found = re.search(r'"key": ?"([^"]+)"', asked.conversation.turns[0].text)
