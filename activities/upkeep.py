@@ -3,6 +3,7 @@
 from datetime import date
 from pathlib import Path
 
+import asyncpg
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
@@ -18,6 +19,7 @@ from durable_agents.domain.prices import format_usd
 from durable_agents.domain.provider_gates import SYSTEM_TENANT
 
 NOT_DELIVERED = "not_delivered"
+NOT_RECONCILED = "not_reconciled"
 
 
 class UpkeepActivities:
@@ -31,13 +33,20 @@ class UpkeepActivities:
     @activity.defn
     async def reconcile_ledgers(self, round_: UpkeepRound) -> LedgerReport:
         """Flag requests whose worker is gone, return what lies idle, hold counters against entries; tell people what is wrong."""
-        total = reconciliation.Reconciled()
+        total, failed = reconciliation.Reconciled(), ""
         async with heartbeating():
             with storage_errors():
-                for tenant in await account_limits.known_tenants(self._database):
+                tenants = await account_limits.known_tenants(self._database)
+            for tenant in tenants:
+                try:
                     found = await reconciliation.reconcile_tenant(self._database, tenant)
                     await self._tell(tenant, found, round_.at.date())
+                except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                    failed = f"tenant {tenant}: {str(error).partition(chr(10))[0] or type(error).__name__}"  # the others are not
+                else:
                     total = total.plus(found)
+        if failed:
+            raise ApplicationError(f"some ledgers were not gone over: {failed}", type=NOT_RECONCILED)
         return LedgerReport(
             flagged=total.flagged,
             returned_micros=total.returned_micros,

@@ -126,13 +126,13 @@ class LedgerReport(BaseModel):
     """What a round over all tenants' ledgers found and did."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    flagged: int
+    flagged: int = 0
     """Requests whose worker is gone; their money is unknown from now on."""
-    returned_micros: int
-    unknown: int
+    returned_micros: int = 0
+    unknown: int = 0
     """Requests that wait for somebody who has seen the provider's bill."""
-    unknown_micros: int
-    differences: int
+    unknown_micros: int = 0
+    differences: int = 0
     """Where counters and entries disagree."""
 
 
@@ -170,7 +170,7 @@ async def reconcile_ledgers(round_: UpkeepRound) -> LedgerReport:
 
 @activity.defn
 async def anchor_audit(round_: UpkeepRound) -> AnchorReport:
-    """Append the heads of the audit logs to the file outside the database, if a setting names one; tell people what is wrong."""
+    """Append the heads of the audit logs to the file outside the database, if there is one; tell people what is wrong."""
     raise NotImplementedError
 
 

@@ -16,7 +16,7 @@ from durable_agents.domain.model_calls import PinnedModel
 
 HEARTBEAT_TIMEOUT = timedelta(seconds=4)  # four heartbeats; after a kill -9 another worker starts within this and a second
 STORAGE_TIME = timedelta(seconds=60)  # the transactions before and after a call, each with its own statement timeout
-UPKEEP_TIME = timedelta(minutes=4)  # a round is due every five
+UPKEEP_TIME = timedelta(seconds=95)  # for each of three steps: a round is due every five minutes
 
 _PATIENT = RetryPolicy(initial_interval=timedelta(seconds=1), backoff_coefficient=2.0, maximum_interval=timedelta(seconds=10))
 _PROVIDER = RetryPolicy(initial_interval=timedelta(seconds=1), backoff_coefficient=2.0, maximum_interval=timedelta(seconds=30))

@@ -5,8 +5,17 @@ people are told what they have not been told yet.
 """
 
 from temporalio import workflow
+from temporalio.exceptions import ActivityError
 
-from durable_agents.activity_contracts import UpkeepReport, UpkeepRound, anchor_audit, deliver_notifications, reconcile_ledgers
+from durable_agents.activity_contracts import (
+    AnchorReport,
+    LedgerReport,
+    UpkeepReport,
+    UpkeepRound,
+    anchor_audit,
+    deliver_notifications,
+    reconcile_ledgers,
+)
 from workflows import activity_options
 
 
@@ -16,9 +25,18 @@ class Upkeep:
 
     @workflow.run
     async def run(self) -> UpkeepReport:
-        """Tell people last: what was found is told in the same round."""
-        this = UpkeepRound(at=workflow.now())
-        found = await workflow.execute_activity(reconcile_ledgers, this, **activity_options.upkeep("ledgers"))
-        anchored = await workflow.execute_activity(anchor_audit, this, **activity_options.upkeep("anchors"))
+        """Tell people last, and whatever went wrong before: what was found is told in the same round."""
+        this, ledgers, anchors = UpkeepRound(at=workflow.now()), LedgerReport(), AnchorReport()
+        trouble: list[ActivityError] = []
+        try:
+            ledgers = await workflow.execute_activity(reconcile_ledgers, this, **activity_options.upkeep("ledgers"))
+        except ActivityError as error:
+            trouble.append(error)
+        try:
+            anchors = await workflow.execute_activity(anchor_audit, this, **activity_options.upkeep("anchors"))
+        except ActivityError as error:
+            trouble.append(error)
         told = await workflow.execute_activity(deliver_notifications, this, **activity_options.upkeep("notifications"))
-        return UpkeepReport(ledgers=found, anchors=anchored, notifications=told)
+        if trouble:
+            raise trouble[0]
+        return UpkeepReport(ledgers=ledgers, anchors=anchors, notifications=told)

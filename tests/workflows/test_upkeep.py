@@ -6,8 +6,10 @@ import json
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import asyncpg
 import pytest
 import uvicorn
 from pydantic import SecretStr
@@ -16,9 +18,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from temporalio.client import ScheduleHandle
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
 
 from activities.notifiers import LogNotifier, NotifierError, notifier_of
-from durable_agents.activity_contracts import UpkeepReport
+from activities.upkeep import UpkeepActivities
+from durable_agents.activity_contracts import UpkeepReport, UpkeepRound
 from durable_agents.domain.accounts import Amount, Period, Scope
 from tests.support.audit_logs import almighty, honest, write_log
 from tests.support.ledgers import TODAY, open_books
@@ -179,3 +184,24 @@ def test_a_url_that_leads_nowhere_is_refused_at_start_without_its_secret() -> No
         notifier_of([SecretStr("json://localhost/x"), SecretStr("nosuch://token-123@host")])
     assert "notification URL 2" in str(refused.value)
     assert "token-123" not in json.dumps(str(refused.value))
+
+
+async def test_one_tenants_trouble_keeps_nobody_elses_ledger_from_being_gone_over(world: World, webhook: Webhook) -> None:
+    """A row that somebody holds must not silence every alert of every tenant."""
+    activities = UpkeepActivities(world.resources.database, notifier_of([webhook.url]))
+    environment = ActivityEnvironment()
+    round_ = UpkeepRound(at=datetime(2026, 11, 20, tzinfo=UTC))
+    async with open_books(world.database.app) as books:
+        for tenant in ("acme", "rival"):
+            run = await books.open_run("r", tenant=tenant)
+            await books.hold(run, "1.1", Amount(100, 10), day=TODAY - timedelta(days=2))
+        holder = await asyncpg.connect(world.database.admin)
+        async with holder.transaction():
+            await holder.execute("select 1 from envelope where tenant = 'acme' for update")
+            with pytest.raises(ApplicationError, match="tenant acme"):
+                await environment.run(activities.reconcile_ledgers, round_)
+        await holder.close()
+        drawn = [await books.drawn(Scope.TENANT, Period.MONTH, tenant=tenant) for tenant in ("acme", "rival")]
+        report = await environment.run(activities.reconcile_ledgers, round_)
+    assert drawn == [Amount(400, 40), Amount(100, 10)], "the rest of the other tenant was returned"
+    assert report.returned_micros == 300
