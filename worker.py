@@ -62,6 +62,7 @@ OUT_OF_BOUNDS = (
     "openai",
     "apprise",
     "asyncpg",
+    "cryptography",
     "httpx2",
     "ruamel",
     "genai_prices",
@@ -131,6 +132,16 @@ def key_fingerprints(settings: Settings) -> dict[Provider, str]:
     return {provider: fingerprint(key.get_secret_value()) for provider, key in keys.items() if key is not None}
 
 
+def takes_unsigned(catalog: AgentCatalog) -> list[str]:
+    """The agents with a ladder on which unsigned decisions count."""
+    agents = {name: catalog.get(name) for name in catalog.names()}
+    return [
+        name
+        for name, agent in agents.items()
+        if agent is not None and any(not ladder.signed for ladder in agent.pinned.policy.ladders.values())
+    ]
+
+
 class Workers:
     """What one process polls: the main queue, and one queue for the model calls of each provider. Used like a single `Worker`."""
 
@@ -190,13 +201,15 @@ def build_worker(temporal: Client, settings: Settings, resources: Resources, *, 
     runs = RunActivities(resources.database, resources.catalog, resources.providers, keys)
     models = ModelActivities(resources.database, resources.providers, keys)
     tools = ToolActivities(resources.database, resources.catalog)
-    approvals = ApprovalActivities(temporal)
+    approvals = ApprovalActivities(temporal, resources.database)
     upkeep = UpkeepActivities(resources.database, resources.notifier, settings.audit_anchors)
     everything: list[Callable[..., Any]] = [
         runs.admit_run,
         models.call_model,
         tools.run_tool,
         approvals.find_arrival,
+        approvals.verify_decisions,
+        approvals.find_sent_decisions,
         runs.find_earlier_answer,
         runs.record_decision,
         runs.finish_run,
@@ -256,6 +269,11 @@ async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
     client = await AgentClient.connect(task_queue=settings.task_queue)
     async with open_resources(settings) as resources, build_worker(client.temporal, settings, resources):
         await schedule_upkeep(client.temporal, settings.task_queue)
+        if unsigned := takes_unsigned(resources.catalog):
+            sys.stdout.write(
+                f"warning: decisions about {', '.join(unsigned)} count unsigned: whoever may write to the Temporal namespace"
+                " can decide in anybody's name (`signed: true` in policy.yaml; docs/consent.md)\n"
+            )
         agents = ", ".join(resources.catalog.names()) or "none"
         sys.stdout.write(f"worker ready: task queue {settings.task_queue}, agents: {agents}, pid {os.getpid()}\n")
         sys.stdout.flush()

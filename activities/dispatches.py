@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from activities.heartbeat import stale_attempt
 from activities.postgres import Connection
-from durable_agents.domain.approvals import Consent
+from durable_agents.domain.approvals import Consent, Ladder
 from durable_agents.domain.effects import Dispatch, DispatchState, Effect
 from durable_agents.domain.identifiers import ApprovalId, Digest, EffectKey
 from durable_agents.domain.tool_calls import ConsentNeeded, ToolCallRequest, ToolSettled
@@ -112,6 +112,16 @@ async def asked_under(connection: Connection, call: ToolCallRequest, approval: A
         call.tenant, call.run_id, call.turn, call.index, approval,
     )  # fmt: skip
     return None if row is None else (Digest(row["policy_digest"]), row["version"])
+
+
+async def asked_ladder(connection: Connection, call: ToolCallRequest, approval: ApprovalId) -> Ladder | None:
+    """Whom the policy wanted asked about this call when it was asked; None: nobody was asked that."""
+    ladder = await connection.fetchval(
+        "select request -> 'ladder' from approval"
+        " where tenant = $1 and run_id = $2 and turn = $3 and index = $4 and approval_id = $5",
+        call.tenant, call.run_id, call.turn, call.index, approval,
+    )  # fmt: skip
+    return None if ladder is None else Ladder.model_validate(ladder)
 
 
 async def decide_approval(connection: Connection, call: ToolCallRequest, consent: Consent) -> bool:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, JsonValue
+from temporalio import activity
 
 from activities import audit, dispatches, ledger, transcripts
 from activities.agents import AgentCatalog, LoadedAgent
@@ -16,6 +17,7 @@ from durable_agents.domain.canonical import digest, escape_json, escape_text, in
 from durable_agents.domain.effects import Dispatch, DispatchState, Effect, effect_key
 from durable_agents.domain.identifiers import CallPath, Digest, EffectKey, call_path
 from durable_agents.domain.messages import Message, ToolCallBlock, ToolResultBlock
+from durable_agents.domain.signatures import Bound
 from durable_agents.domain.tool_calls import ConsentNeeded, ToolCallRequest, ToolSettled, call_line, facts
 from durable_agents.domain.tools import Tool
 
@@ -79,6 +81,20 @@ class PreparedCall(FoundCall):
             arguments=self.arguments,
             policy_digest=policy_digest,
             policy_version=policy_version,
+        )
+
+    def about(self, kind: ApprovalKind, bound: Digest, policy_digest: Digest) -> Bound:
+        """What a signed decision about this call must have been signed for; `bound` is its digest under that policy."""
+        return Bound(
+            tenant=self.run.tenant,
+            namespace=activity.info().namespace,
+            run_id=self.run.run_id,
+            first_execution=self.run.first_execution,
+            approval_id=approval_id(bound),
+            kind=kind,
+            tool=self.block.tool,
+            digest=bound,
+            policy_digest=policy_digest,
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 from temporalio import activity
 
-from activities import audit, ledger, transcripts
+from activities import audit, consents, ledger, transcripts
 from activities.agents import AgentCatalog, LoadedAgent
 from activities.heartbeat import heartbeating
 from activities.ledger import Payer
@@ -25,11 +25,12 @@ from durable_agents.activity_contracts import (
     DecisionRecord,
     EarlierAnswer,
     Ending,
+    Recorded,
     Refusal,
     RunReference,
 )
 from durable_agents.domain.agents import Admitted, ModelEntry, PinnedAgent, ToolPlan, opening, system_prompt
-from durable_agents.domain.approvals import Consent
+from durable_agents.domain.approvals import ApprovalKind, Consent
 from durable_agents.domain.artifacts import preview
 from durable_agents.domain.audit import limits
 from durable_agents.domain.budgets import above, narrowed, stricter
@@ -40,6 +41,7 @@ from durable_agents.domain.model_calls import PinnedModel, Provider
 from durable_agents.domain.prices import most_tokens
 from durable_agents.domain.provider_gates import GateId
 from durable_agents.domain.runs import RunRequest, RunResult
+from durable_agents.domain.signatures import Bound
 
 _LONGEST_PROBLEM = 500
 """Characters: a validator quotes the value it refuses, and the server takes no failure of megabytes."""
@@ -159,13 +161,16 @@ class RunActivities:
         return Refusal(failure=Failure(kind=FailureKind.SHED, message=message, retry_after=wait))
 
     @activity.defn
-    async def record_decision(self, record: DecisionRecord) -> None:
-        """Write down who decided about the run, and how."""
+    async def record_decision(self, record: DecisionRecord) -> Recorded:
+        """Write down who decided about the run, and how; a signed decision is used up."""
         async with heartbeating():
             with storage_errors():
                 async with self._database.transaction(record.tenant) as connection:
-                    await _write_decision(connection, record.tenant, record.run_id, record.turn, record.decision)
+                    problem = await _decision_problem(connection, record)
+                    if problem is None:
+                        await _write_decision(connection, record.tenant, record.run_id, record.turn, record.decision)
                     await audit.append_notes(connection, record.tenant, record.run_id, record.notes)
+                    return Recorded(problem=problem or "")
 
     async def _with_input_of(self, request: AdmissionRequest, parent: RunId) -> AdmissionRequest:
         """The request with its parent's input, which lies in the parent's transcript."""
@@ -319,6 +324,33 @@ async def _admitted_before(connection: Connection, request: AdmissionRequest) ->
         return Admission(terms=Admitted.model_validate(row["terms"]))
     message = f"{request.request.run_id} has run before and is {row['status']}: use another idempotency key"
     return _refused(FailureKind.KEY_REUSED, message)
+
+
+async def _decision_problem(connection: Connection, record: DecisionRecord) -> str | None:
+    """Why a decision about the run itself has no effect, by the ladder that the run was admitted with."""
+    run, decision = await load_run(connection, record.tenant, record.run_id), record.decision
+    bound = Bound(
+        tenant=record.tenant,
+        namespace=activity.info().namespace,
+        run_id=record.run_id,
+        first_execution=run.first_execution,
+        approval_id=decision.approval_id,
+        kind=decision.kind,
+        tool="",
+        digest=decision.digest,
+        policy_digest=run.terms.policy_digest,
+    )
+    at_limit = run.terms.at_limit.ladder if run.terms.at_limit is not None else None
+    takers = [fallback.ladder for fallback in run.terms.fallbacks]
+    possible = [at_limit] if decision.kind is ApprovalKind.TOP_UP else takers
+    problems = [
+        await consents.problem(connection, decision, bound, ladder, run.user) for ladder in possible if ladder is not None
+    ]
+    problem = None if None in problems else next(iter(problems), "nobody was to be asked")
+    if problem is not None:
+        body: dict[str, JsonValue] = {**decision.audited(), "reason": problem}
+        await audit.append(connection, record.tenant, record.run_id, "consent_refused", body)
+    return problem
 
 
 async def _write_decision(connection: Connection, tenant: TenantId, run: RunId, turn: int, decision: Consent) -> None:

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities import audit, caches, dispatches, policies
+from activities import audit, caches, consents, dispatches, policies
 from activities.agents import AgentCatalog
 from activities.heartbeat import Lease, fence, heartbeating, stale_attempt
 from activities.permissions import evaluate, plain
@@ -71,6 +71,8 @@ class ToolActivities:
                 return await settle(connection, call, "refused", told, "the budget runs low")
             verdict = await _verdict(connection, call)
             consent = await _consent(connection, call)
+            if consent is not None and not isinstance(consent, Consent):
+                return consent
             stopped = await _stopped_by(connection, call, verdict, consent) or await _from_cache(connection, call)
             return await _take_next_step(connection, call, verdict, consent) if stopped is None else stopped
 
@@ -182,32 +184,44 @@ def _cache_key(call: PreparedCall) -> Digest:
     return digest(["tool", call.agent.version, call.tool.spec.name, call.arguments, call.run.user])
 
 
-async def _consent(connection: Connection, call: PreparedCall) -> Consent | None:
-    """What a human said of this call: any no, but a yes only if the policy it was given under is still in force."""
+async def _consent(connection: Connection, call: PreparedCall) -> Consent | ToolOutcome | None:
+    """What a human said of this call: any no, but a yes only if the policy it was given under is still in force.
+
+    An outcome: what was said does not hold, and that is the end of the call.
+    """
     consent = call.request.consent
     if consent is None:
         return None
-    holds = await _record_decision(connection, call, consent, ApprovalKind.TOOL_CALL)
+    problem = await _record_decision(connection, call, consent, ApprovalKind.TOOL_CALL)
+    if problem is not None:
+        return await _refuse(connection, call, "A human's decision about this call does not hold.", f"consent: {problem}")
+    holds = consent.digest == call.bound_to(ApprovalKind.TOOL_CALL)
     return consent if holds or not consent.approved else None
 
 
-async def _record_decision(connection: Connection, call: PreparedCall, consent: Consent, kind: ApprovalKind) -> bool:
-    """Write down the decision once, after checking that it is about exactly the call that is at hand.
+async def _record_decision(connection: Connection, call: PreparedCall, consent: Consent, kind: ApprovalKind) -> str | None:
+    """Write down the decision once, after checking that it is about exactly the call that is at hand, and whose it is.
 
-    False: about exactly this call, but asked for under a policy that has been changed since.
+    What is wrong with it, so that it has no effect; None: it holds, and is used up by what follows in this transaction.
     """
-    bound = call.bound_to(kind)
+    bound, policy = call.bound_to(kind), call.force.digest
     holds = consent.digest == bound
     if not holds and (asked := await dispatches.asked_under(connection, call.request, consent.approval_id)) is not None:
-        bound = call.bound_under(kind, *asked)
+        bound, policy = call.bound_under(kind, *asked), asked[0]
     if consent.digest != bound or consent.approval_id != approval_id(bound) or consent.kind is not kind:
         message = f"the decision {consent.approval_id} is bound to another call than {call.path}"
         raise ApplicationError(message, type=CONSENT_MISMATCH, non_retryable=True)
+    ladder = await dispatches.asked_ladder(connection, call.request, consent.approval_id)
+    about = call.about(kind, bound, policy)
+    if (problem := await consents.problem(connection, consent, about, ladder, call.run.user)) is not None:
+        refused: dict[str, JsonValue] = {**consent.audited(), "refused": problem}
+        await audit.append(connection, call.request.tenant, call.request.run_id, "consent_refused", refused)
+        return problem
     if await dispatches.decide_approval(connection, call.request, consent):
         since: dict[str, JsonValue] = {} if holds else {"policy_changed_to": call.force.digest}
         body = consent.audited() | since
         await audit.append(connection, call.request.tenant, call.request.run_id, "approval_decided", body)
-    return holds
+    return None
 
 
 async def _take_next_step(
@@ -258,10 +272,10 @@ async def _resolve_unknown(connection: Connection, call: PreparedCall) -> ToolOu
     consent = call.request.consent
     if consent is None or consent.kind is not ApprovalKind.OUTCOME:
         return await _ask_about_outcome(connection, call)
-    await _record_decision(connection, call, consent, ApprovalKind.OUTCOME)
-    if consent.expired:
+    problem = await _record_decision(connection, call, consent, ApprovalKind.OUTCOME)
+    if consent.expired or problem is not None:
         told = "It is not known whether this happened. Do not try it again."
-        return await settle(connection, call, "error", told, "outcome unknown")
+        return await settle(connection, call, "error", told, "outcome unknown" if problem is None else f"consent: {problem}")
     found_out = "it happened" if consent.approved else "it did not happen"
     told = f"A human found out that {found_out}" + (f": {inert(consent.reason)}." if consent.reason else ".")
     return await settle(connection, call, "ok" if consent.approved else "error", told, f"resolved by {consent.by}")

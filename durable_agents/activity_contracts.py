@@ -13,9 +13,11 @@ from durable_agents.domain.agents import Admitted
 from durable_agents.domain.approvals import ApprovalDecision, Consent
 from durable_agents.domain.audit import Note
 from durable_agents.domain.failures import Failure
-from durable_agents.domain.identifiers import Digest, RunId, TenantId
+from durable_agents.domain.identifiers import ApprovalId, Digest, RunId, TenantId
 from durable_agents.domain.model_calls import ModelCallRequest, ModelOutcome
+from durable_agents.domain.run_state import Unverified
 from durable_agents.domain.runs import RunRequest, RunResult
+from durable_agents.domain.signatures import Bound
 from durable_agents.domain.tool_calls import ToolCallRequest, ToolOutcome
 
 
@@ -86,6 +88,47 @@ class Arrival(BaseModel):
     at: AwareDatetime | None
 
 
+class VerificationQuestion(BaseModel):
+    """Input of `verify_decisions`: do these signatures say that these people decided exactly this?"""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    bound: Bound
+    decisions: tuple[Unverified, ...]
+
+
+class Verification(BaseModel):
+    """What is wrong with each of the decisions, in their order; empty where nothing is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    problems: tuple[str, ...]
+
+
+class SentQuestion(BaseModel):
+    """Input of `find_sent_decisions`: what was written down about this approval from `since` on and before `until`?"""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    tenant: TenantId
+    run_id: RunId
+    approval_id: ApprovalId
+    since: AwareDatetime
+    until: AwareDatetime
+
+
+class SentDecision(BaseModel):
+    """A decision that its sender wrote down before sending it, and when, by the database's clock."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    at: AwareDatetime
+    decision: ApprovalDecision
+
+
+class SentDecisionsFound(BaseModel):
+    """What was written down, oldest first."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    decisions: tuple[SentDecision, ...] = ()
+
+
 class DecisionRecord(BaseModel):
     """Input of `record_decision`: what a human decided about the run itself, not about one of its tool calls."""
 
@@ -96,6 +139,14 @@ class DecisionRecord(BaseModel):
     decision: Consent
     notes: tuple[Note, ...] = ()
     """What else the run has to say to the audit log."""
+
+
+class Recorded(BaseModel):
+    """What became of a decision that was to be written down."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    problem: str = ""
+    """Why it has no effect; empty: it holds."""
 
 
 class Ending(BaseModel):
@@ -205,14 +256,26 @@ async def find_arrival(question: ArrivalQuestion) -> Arrival:
 
 
 @activity.defn
+async def verify_decisions(question: VerificationQuestion) -> Verification:
+    """Check the signatures of decisions against the keys that are registered now."""
+    raise NotImplementedError
+
+
+@activity.defn
+async def find_sent_decisions(question: SentQuestion) -> SentDecisionsFound:
+    """Look up what was decided and may never have been delivered."""
+    raise NotImplementedError
+
+
+@activity.defn
 async def find_earlier_answer(run: RunReference) -> EarlierAnswer:
     """Find what the same question brought before."""
     raise NotImplementedError
 
 
 @activity.defn
-async def record_decision(record: DecisionRecord) -> None:
-    """Write down who decided about the run, and how."""
+async def record_decision(record: DecisionRecord) -> Recorded:
+    """Write down who decided about the run, and how; a signed decision is used up."""
     raise NotImplementedError
 
 

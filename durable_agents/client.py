@@ -3,12 +3,13 @@
 import asyncio
 import atexit
 import getpass
+import secrets
 import time
 import uuid
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from pydantic import JsonValue, ValidationError
 from temporalio.client import (
@@ -42,11 +43,13 @@ from durable_agents.domain.runs import (
     RunView,
     TimelineEntry,
 )
+from durable_agents.domain.signatures import USABLE_FOR, Bound, Signer, signed
 from durable_agents.domain.tools import describe_errors
 from durable_agents.errors import (
     AgentError,
     InvalidRequest,
     KeyReused,
+    NotFound,
     NotReachable,
     Overloaded,
     first_line,
@@ -66,8 +69,24 @@ LOOK_AGAIN = timedelta(seconds=0.3)
 T = TypeVar("T")
 
 
+class DecisionKeeper(Protocol):
+    """Where decisions are written down before they are sent, so that none is lost with its message."""
+
+    async def keep(self, tenant: TenantId, run: RunId, decision: ApprovalDecision) -> bool:
+        """Write it down, once. False: there is no such run."""
+        ...
+
+
 class AgentClient:
-    """Starts runs and finds them again. Make one with `connect` and keep it; it may be used concurrently."""
+    """Starts runs and finds them again. Make one with `connect` and keep it; it may be used concurrently.
+
+    Args:
+        temporal: connected, with our data converter.
+        task_queue: where runs are started.
+        identity: who acts from here; the login name if absent.
+        shed_backlog: with so many tasks waiting, runs of low priority are not started.
+        decisions: writes them down before they are sent, e.g. `activities.sent_decisions.SentDecisions`; None: nobody does.
+    """
 
     def __init__(
         self,
@@ -76,15 +95,22 @@ class AgentClient:
         task_queue: str = TASK_QUEUE,
         identity: str | None = None,
         shed_backlog: int = DEFAULT_BACKLOG,
+        decisions: DecisionKeeper | None = None,
     ) -> None:
         self.temporal = temporal
+        self.decisions = decisions
         self._shed_backlog = shed_backlog
         self._task_queue = task_queue
         self.identity = UserId(identity or getpass.getuser())
 
     @classmethod
     async def connect(
-        cls, address: str | None = None, *, task_queue: str = TASK_QUEUE, identity: str | None = None
+        cls,
+        address: str | None = None,
+        *,
+        task_queue: str = TASK_QUEUE,
+        identity: str | None = None,
+        decisions: DecisionKeeper | None = None,
     ) -> "AgentClient":
         """Connect by `address`, else by the `TEMPORAL_*` environment or profile, else to localhost:7233.
 
@@ -101,7 +127,7 @@ class AgentClient:
             hint = "start one with `python -m starter dev`, or set TEMPORAL_ADDRESS"
             raise NotReachable(f"no Temporal server answers at {target}: {hint}") from error
         _leave_quietly()
-        return cls(temporal, task_queue=task_queue, identity=identity)
+        return cls(temporal, task_queue=task_queue, identity=identity, decisions=decisions)
 
     async def start(self, request: RunRequest) -> "RunHandle":
         """Start a run, or find the one this key started before.
@@ -253,13 +279,29 @@ class RunHandle:
         """What happened, oldest first; the last 200 lines."""
         return tuple(await self._query("timeline", list[TimelineEntry]))
 
-    async def approve(self, approval: ApprovalId | str, *, reason: str = "", by: str | None = None) -> None:
-        """Send an approval by signal: it is durable at once, and honoured even if no worker runs at the moment."""
-        await self._decide(approval, "approve", reason, by)
+    async def approve(
+        self, approval: Approval | ApprovalId | str, *, reason: str = "", by: str | None = None, key: Signer | None = None
+    ) -> None:
+        """Send an approval by signal: it is durable at once, and honoured even if no worker runs at the moment.
 
-    async def deny(self, approval: ApprovalId | str, *, reason: str = "", by: str | None = None) -> None:
-        """Send a denial by signal."""
-        await self._decide(approval, "deny", reason, by)
+        Args:
+            approval: what is approved. To sign it by its id alone, a worker must tell what it is about.
+            reason: kept with the run.
+            by: who decides; the client's identity if absent.
+            key: signs the decision, e.g. `activities.signatures.read_key(file)`.
+
+        Raises:
+            InvalidRequest: this can be no decision.
+            NotFound: there is no such run, or (to be signed) nothing of that id waits in it.
+            NoWorker: what is to be signed cannot be seen.
+        """
+        await self._decide(approval, "approve", reason, by, key)
+
+    async def deny(
+        self, approval: Approval | ApprovalId | str, *, reason: str = "", by: str | None = None, key: Signer | None = None
+    ) -> None:
+        """Send a denial by signal; as `approve`."""
+        await self._decide(approval, "deny", reason, by, key)
 
     async def decide_now(self, decision: ApprovalDecision) -> None:
         """Decide by update: answered at once, refused without a trace in history. Needs a worker.
@@ -299,14 +341,52 @@ class RunHandle:
             raise server_error(error, self.id) from error
         return view
 
-    async def _decide(self, approval: str, decision: Literal["approve", "deny"], reason: str, by: str | None) -> None:
+    async def _decide(
+        self,
+        approval: Approval | ApprovalId | str,
+        decision: Literal["approve", "deny"],
+        reason: str,
+        by: str | None,
+        key: Signer | None,
+    ) -> None:
+        wanted = approval.id if isinstance(approval, Approval) else ApprovalId(approval)
         try:
             payload = ApprovalDecision(
-                approval_id=ApprovalId(approval), decision=decision, by=UserId(by or self._client.identity), reason=reason
+                approval_id=wanted, decision=decision, by=UserId(by or self._client.identity), reason=reason
             )
         except ValidationError as error:
             raise InvalidRequest(describe_errors(error)) from None
+        if key is not None:
+            payload = await self._signed(payload, approval, key)
+        if self._client.decisions is not None:
+            await self._client.decisions.keep(self.tenant, self.id, payload)
         await self._signal("submit_approval", payload)
+
+    @property
+    def tenant(self) -> TenantId:
+        """Whose run it is."""
+        return TenantId(self.id.split(":")[1] if self.id.count(":") > 1 else "")
+
+    async def bound_to(self, approval: Approval) -> Bound:
+        """What a decision about this approval is signed for, here and now."""
+        try:
+            description = await self._workflow.describe(rpc_timeout=CALL_TIMEOUT)
+        except RPCError as error:
+            raise server_error(error, self.id) from error
+        first = description.raw_description.workflow_execution_info.first_run_id
+        namespace = self._client.temporal.namespace
+        return Bound.to(approval, tenant=self.tenant, namespace=namespace, run_id=self.id, first_execution=first)
+
+    async def _signed(self, decision: ApprovalDecision, asked: Approval | ApprovalId | str, key: Signer) -> ApprovalDecision:
+        approval = asked if isinstance(asked, Approval) else await self._pending(ApprovalId(asked))
+        bound, expires = await self.bound_to(approval), datetime.now(UTC) + USABLE_FOR
+        return signed(decision, bound, key, nonce=secrets.token_hex(16), expires_at=expires)
+
+    async def _pending(self, wanted: ApprovalId) -> Approval:
+        for approval in await self.pending_approvals():
+            if approval.id == wanted:
+                return approval
+        raise NotFound(f"{wanted} does not wait in {self.id}, so there is nothing to sign: look at `status`")
 
     async def _signal(self, name: str, payload: ApprovalDecision | CancelRequest) -> None:
         try:

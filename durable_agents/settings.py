@@ -34,6 +34,8 @@ class Settings(BaseSettings):
     task_queue: str = TASK_QUEUE
     identity: str = ""
     """Who acts from here, e.g. decides approvals; empty: the login name."""
+    signing_key: Path | None = None
+    """The file of the private key with which decisions from here are signed."""
     owner_database_url: SecretStr | None = None
     """The owner role, for migrations only; workers never need it."""
     graceful_shutdown: Duration = timedelta(seconds=180)

@@ -25,6 +25,8 @@ UNKNOWN_TOOL = ToolPlan(effect=Effect.READ, timeout=timedelta(seconds=1))
 """A tool the agent does not have: the executor only tells the model so."""
 
 FIND_ARRIVAL = LocalActivityConfig(start_to_close_timeout=timedelta(seconds=10), retry_policy=_PATIENT)
+VERIFY_DECISIONS = FIND_ARRIVAL
+FIND_SENT_DECISIONS = FIND_ARRIVAL
 
 
 def model_call(

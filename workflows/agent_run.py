@@ -239,7 +239,7 @@ class AgentRun(RunMessages):
     async def _continue_as_new(self) -> None:
         """Ids and numbers go along; the input has been admitted and stays in PostgreSQL."""
         await workflow.wait_condition(workflow.all_handlers_finished)
-        if self.state.disputed:
+        if self.state.disputed or self.state.unverified:
             return  # only this execution's history knows when they arrived: their gates settle them first
         request = self.request.model_dump(exclude={"input"})
         carried = run_state.carried(self.state)

@@ -11,7 +11,7 @@ from temporalio import workflow
 from temporalio.exceptions import ApplicationError, ChildWorkflowError, WorkflowAlreadyStartedError
 
 from durable_agents import search_attributes
-from durable_agents.activity_contracts import RunReference, find_earlier_answer
+from durable_agents.activity_contracts import DecisionRecord, RunReference, find_earlier_answer, record_decision
 from durable_agents.domain import budgets, endings, run_state, take_over
 from durable_agents.domain.approvals import Consent
 from durable_agents.domain.canonical import digest
@@ -117,4 +117,16 @@ async def _ask_a_human(run: RunScope, failure: Failure, fallback: PinnedFallback
     decision = await consent_for(run, asked, take_over.path(turn))
     if decision is None:
         return None, None
+    if decision.signature is not None and (problem := await _used_up(run, decision)):
+        run.apply(run_state.noted, workflow.now(), f"the decision does not hold: {problem}")
+        return endings.failed(request.run_id, run.state, failure), None
     return endings.taken_over(request.run_id, run.state, failure, decision), decision
+
+
+async def _used_up(run: RunScope, decision: Consent) -> str:
+    """Write a signed decision down before anything follows from it: what is wrong with it, or empty."""
+    tenant, turn = TenantId(run.request.tenant), run.state.turn
+    record = DecisionRecord(tenant=tenant, run_id=run.request.run_id, turn=turn, decision=decision)
+    options = activity_options.record_decision(decision.approval_id, f"take over · {decision.by}")
+    recorded = await workflow.execute_activity(record_decision, record, **options)
+    return recorded.problem

@@ -5,15 +5,26 @@ from datetime import datetime, timedelta
 
 from temporalio import workflow
 
-from durable_agents.activity_contracts import ArrivalQuestion, find_arrival
+from durable_agents.activity_contracts import (
+    ArrivalQuestion,
+    SentQuestion,
+    VerificationQuestion,
+    find_arrival,
+    find_sent_decisions,
+    verify_decisions,
+)
 from durable_agents.domain import approvals, run_state
 from durable_agents.domain.approvals import Approval, Consent, Standing
-from durable_agents.domain.identifiers import ApprovalId, CallPath, UserId
+from durable_agents.domain.identifiers import ApprovalId, CallPath, TenantId, UserId
 from durable_agents.domain.run_state import RunState
+from durable_agents.domain.signatures import Bound
 from durable_agents.domain.tool_calls import ConsentNeeded
 from workflows import activity_options
 from workflows.run_budget import wall_deadline
 from workflows.run_scope import RunScope
+
+VERIFIED_AT_ONCE = 200
+"""Decisions; what is wrong with each goes into history."""
 
 
 async def consent_for(
@@ -31,11 +42,15 @@ async def consent_for(
 
 
 async def _outcome(run: RunScope, wanted: ApprovalId, moot: Callable[[], bool]) -> Consent | None:
+    looked: datetime | None = None
     while True:
         approval = run.state.approval(wanted)
         assert approval is not None
         if (decided := run.state.decided.get(wanted)) is not None:
             return decided
+        if run.state.to_verify(wanted):
+            await _verify(run, approval)
+            continue
         if wanted in run.state.disputed:
             await _arbitrate(run, approval)
             continue
@@ -43,6 +58,10 @@ async def _outcome(run: RunScope, wanted: ApprovalId, moot: Callable[[], bool]) 
             return None
         if workflow.now() < approval.deadline:
             await _wait(run, approval, moot)
+            continue
+        if looked != approval.deadline:
+            looked = approval.deadline
+            await _look_for_undelivered(run, approval)
             continue
         following = approvals.escalated(approval, workflow.now())
         if following is None:
@@ -56,7 +75,8 @@ async def _wait(run: RunScope, approval: Approval, moot: Callable[[], bool]) -> 
 
     def stirred() -> bool:
         state = run.state
-        return approval.id in state.decided or approval.id in state.disputed or run.interrupted or moot()
+        stirs = approval.id in state.decided or approval.id in state.disputed or bool(state.to_verify(approval.id))
+        return stirs or run.interrupted or moot()
 
     try:
         await workflow.wait_condition(
@@ -66,6 +86,36 @@ async def _wait(run: RunScope, approval: Approval, moot: Callable[[], bool]) -> 
         )
     except TimeoutError:
         return
+
+
+async def _verify(run: RunScope, approval: Approval) -> None:
+    """Signed decisions have arrived: who has signed them?"""
+    question = VerificationQuestion(
+        bound=Bound.to(
+            approval,
+            tenant=TenantId(run.request.tenant),
+            namespace=workflow.info().namespace,
+            run_id=run.request.run_id,
+            first_execution=workflow.info().first_execution_run_id,
+        ),
+        decisions=run.state.to_verify(approval.id)[:VERIFIED_AT_ONCE],
+    )
+    answer = await workflow.execute_local_activity(verify_decisions, question, **activity_options.VERIFY_DECISIONS)
+    run.apply(run_state.verified, approval.id, answer.problems)
+
+
+async def _look_for_undelivered(run: RunScope, approval: Approval) -> None:
+    """The deadline has come and nobody decided: or did somebody, and the message was lost?"""
+    question = SentQuestion(
+        tenant=TenantId(run.request.tenant),
+        run_id=run.request.run_id,
+        approval_id=approval.id,
+        since=approval.asked_since,
+        until=approval.deadline,
+    )
+    answer = await workflow.execute_local_activity(find_sent_decisions, question, **activity_options.FIND_SENT_DECISIONS)
+    for one in answer.decisions:
+        run.apply(run_state.found, one.at, one.decision)
 
 
 async def _arbitrate(run: RunScope, approval: Approval) -> None:
@@ -84,14 +134,13 @@ async def _arbitrate(run: RunScope, approval: Approval) -> None:
     def settle(state: RunState) -> RunState:
         undisputed = run_state.undisputed(state, approval.id)
         if arrived is not None:
-            return run_state.received(undisputed, arrived, "submit_approval", decision)
+            return run_state.accepted(undisputed, arrived, "submit_approval", decision)
         following = approvals.escalated(approval, workflow.now())
         if following is not None and approvals.judge(following, decision, workflow.now()).standing is Standing.COUNTS:
             moved = run_state.escalated(undisputed, workflow.now(), following)
-            return run_state.received(moved, workflow.now(), "submit_approval", decision)
+            return run_state.accepted(moved, workflow.now(), "submit_approval", decision)
         reason = approvals.judge(approval, decision, workflow.now()).reason
-        excerpt = f"{decision.decision} {decision.approval_id} by {decision.by}"
-        return run_state.rejected(undisputed, workflow.now(), "submit_approval", reason, excerpt)
+        return run_state.rejected(undisputed, workflow.now(), "submit_approval", reason, decision.excerpt)
 
     run.apply(settle)
 

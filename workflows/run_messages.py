@@ -33,8 +33,8 @@ class RunMessages:
         raise NotImplementedError
 
     @workflow.signal(
-        description="Decide a pending approval: {approval_id, decision: approve|deny, by, reason}. The first valid one wins; "
-        "a double changes nothing; a late or malformed one is kept among the rejected messages."
+        description="Decide a pending approval: {approval_id, decision: approve|deny, by, reason, signature}. The first valid "
+        "one wins; a double changes nothing; a late or malformed one is kept among the rejected messages."
     )
     @any_input
     def submit_approval(self, payload: RawValue) -> None:
@@ -60,6 +60,9 @@ class RunMessages:
 
     @decide_approval.validator
     def _validate_decision(self, decision: ApprovalDecision) -> None:
+        if decision.signature is not None or self.state.to_verify(decision.approval_id):
+            message = "signatures are verified on the way by signal: send submit_approval"
+            raise ApplicationError(message, type="decision_refused", non_retryable=True)
         judgement = run_state.judged(self.state, workflow.now(), decision)
         if judgement.standing is not Standing.COUNTS:
             raise ApplicationError(judgement.reason, type="decision_refused", non_retryable=True)

@@ -37,13 +37,14 @@ async def top_up_turn(run: RunScope, reached: Reached) -> RunResult | None:
         decision=decision,
         notes=run.state.notes,
     )
-    await workflow.execute_activity(
+    recorded = await workflow.execute_activity(
         record_decision, record, **activity_options.record_decision(asked.approval_id, f"{asked.title[:120]} · {decision.by}")
     )
     run.apply(run_state.written_down, record.notes)
-    if decision.approved:
+    if decision.approved and not recorded.problem:
         add = terms.at_limit.add if reached.limit is not None else budgets.Budget()
         run.apply(run_state.topped_up, workflow.now(), add, decision.by)
         return None
-    why = f"{reached.explanation}; {'nobody decided in time' if decision.expired else f'more was denied by {decision.by}'}"
+    said = "nobody decided in time" if decision.expired else f"more was denied by {decision.by}"
+    why = f"{reached.explanation}; {f'the decision does not hold: {recorded.problem}' if recorded.problem else said}"
     return endings.ended(run.request.run_id, run.state, RunStatus.BUDGET_EXHAUSTED, why)

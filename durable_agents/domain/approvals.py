@@ -1,10 +1,12 @@
 """What may a human decide, until when, who may, and does a decision that arrives count?
 
 The first valid decision wins, duplicates are inert, late ones are refused, the deadline is the workflow's time, the default
-is no. An approval's digest binds it to one tool, one set of canonical arguments, one run, one policy.
+is no. An approval's digest binds it to one tool, one set of canonical arguments, one run, one policy. Who really said it is
+`signatures`.
 """
 
 import unicodedata
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Literal
@@ -13,9 +15,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, Val
 
 from durable_agents.domain.canonical import Words, digest, inert, visible
 from durable_agents.domain.durations import Duration
-from durable_agents.domain.identifiers import ApprovalId, CallPath, Digest, Person, RunId, UserId
+from durable_agents.domain.identifiers import ApprovalId, CallPath, Digest, KeyId, Person, RunId, UserId
 
 ANYBODY = "*"
+UNSIGNED = "it is not signed, and the policy wants it signed"
 MAX_MESSAGE_BYTES = 16 * 1024
 """A decision is a few hundred bytes; anything larger is not one."""
 
@@ -36,6 +39,8 @@ class Ladder(BaseModel):
     rungs: tuple[Rung, ...] = Field(min_length=1, max_length=10)
     on_denial: Literal["tell_model", "end"] = "tell_model"
     on_expiry: Literal["deny", "end"] = "deny"
+    signed: bool = Field(default=False, exclude_if=lambda signed: not signed)
+    """Only signed decisions count. Else whoever may write to Temporal may decide in anybody's name."""
 
 
 class ApprovalKind(StrEnum):
@@ -85,8 +90,23 @@ class Approval(BaseModel):
         return self.deadline - self.ladder.rungs[self.rung].within
 
 
+class Signature(BaseModel):
+    """That the approver said it: Ed25519 over `signatures.signed_form`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    key: KeyId = Field(pattern=r"^k-[0-9a-f]{16}$")
+    nonce: str = Field(pattern=r"^[0-9a-f]{32}$")
+    """Chance, so that no two decisions are one; used up with the effect."""
+    expires_at: AwareDatetime
+    """It must reach the run before."""
+    value: str = Field(pattern=r"^[0-9a-f]{128}$")
+
+
 class ApprovalDecision(BaseModel):
-    """The payload of `submit_approval` and `decide_approval`. `digest` may be left out; if present it must be the request's."""
+    """The payload of `submit_approval` and `decide_approval`. `digest` may be left out; if present it must be the request's.
+
+    A signature that is present must be right, also where none is needed.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     approval_id: ApprovalId = Field(min_length=1, max_length=100)
@@ -94,6 +114,12 @@ class ApprovalDecision(BaseModel):
     by: Person
     reason: Words = Field(default="", max_length=2000)
     digest: Digest | None = Field(default=None, max_length=64)
+    signature: Signature | None = Field(default=None, exclude_if=lambda signature: signature is None)
+
+    @property
+    def excerpt(self) -> str:
+        """The decision as one line for those who look for it among the rejected."""
+        return f"{self.decision} {self.approval_id} by {self.by}"
 
     @classmethod
     def read(cls, data: bytes) -> "ApprovalDecision":
@@ -120,9 +146,11 @@ class Consent(BaseModel):
     decided_at: AwareDatetime
     expired: bool = False
     """Nobody decided in time: `approved` is False and `by` names the deadline."""
+    signature: Signature | None = Field(default=None, exclude_if=lambda signature: signature is None)
 
     def audited(self) -> dict[str, JsonValue]:
         """The decision as the audit log keeps it."""
+        key: dict[str, JsonValue] = {} if self.signature is None else {"key": self.signature.key}
         return {
             "approval": self.approval_id,
             "kind": self.kind,
@@ -131,6 +159,7 @@ class Consent(BaseModel):
             "by": self.by,
             "reason": inert(self.reason, 200),
             "digest": self.digest,
+            **key,
         }
 
 
@@ -190,12 +219,26 @@ def judge(approval: Approval, decision: ApprovalDecision, now: datetime) -> Judg
         return Judgement(standing=Standing.REFUSED, reason="it is bound to other arguments than the ones waiting")
     if same_person(decision.by, approval.requester):
         return Judgement(standing=Standing.REFUSED, reason="who asked for the run cannot approve it")
-    allowed = approval.approvers
-    if ANYBODY not in allowed and not any(same_person(decision.by, person) for person in allowed):
+    if not among(decision.by, approval.approvers):
         return Judgement(standing=Standing.REFUSED, reason=f"{decision.by} is not among the approvers asked now")
+    if approval.ladder.signed and decision.signature is None:
+        return Judgement(standing=Standing.REFUSED, reason=UNSIGNED)
     if now >= approval.deadline:
         return Judgement(standing=Standing.LATE, reason=f"the deadline was {approval.deadline.isoformat(timespec='seconds')}")
     return Judgement(standing=Standing.COUNTS)
+
+
+def right_problem(consent: Consent, ladder: Ladder, requester: str) -> str | None:
+    """Why these people may not have decided this, whatever a run believes; None: they may. Silence is always a no."""
+    if consent.expired and not consent.approved:
+        return None
+    if same_person(consent.by, requester):
+        return "who asked for the run cannot approve it"
+    if not any(among(consent.by, rung.approvers) for rung in ladder.rungs):
+        return f"{consent.by} is not among the approvers"
+    if ladder.signed and consent.signature is None:
+        return UNSIGNED
+    return None
 
 
 def escalated(approval: Approval, now: datetime) -> Approval | None:
@@ -217,6 +260,7 @@ def consent(approval: Approval, decision: ApprovalDecision, decided_at: datetime
         reason=decision.reason,
         digest=approval.digest,
         decided_at=decided_at,
+        signature=decision.signature,
     )
 
 
@@ -232,6 +276,11 @@ def expiry(approval: Approval, now: datetime) -> Consent:
         decided_at=now,
         expired=True,
     )
+
+
+def among(person: str, approvers: Iterable[str]) -> bool:
+    """Is this one of the people who are asked?"""
+    return any(name == ANYBODY or same_person(person, name) for name in approvers)
 
 
 def same_person(one: str, other: str) -> bool:

@@ -12,6 +12,8 @@ ApprovalId = NewType("ApprovalId", str)
 CallPath = NewType("CallPath", str)
 """Where in a run a tool call stands: `<turn>.<index>`, both counted from 1 and 0."""
 EffectKey = NewType("EffectKey", str)
+KeyId = NewType("KeyId", str)
+"""An approver's public key by its own digest: `k-` and 16 hex digits."""
 Digest = NewType("Digest", str)
 """SHA-256 in hex of a canonical form (`canonical.digest`)."""
 Micros = NewType("Micros", int)

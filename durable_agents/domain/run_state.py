@@ -4,6 +4,7 @@ One frozen model and pure transitions; only the `AgentRun` workflow assigns the 
 conversation, so that it is carried whole when a run continues as new.
 """
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
@@ -26,6 +27,9 @@ LINE_KEPT = 200
 """Characters of one line; what people and models wrote is in it, so it is made inert as well."""
 REJECTED_KEPT = 20
 SETTLED_KEPT = 200
+SETTLED_BEFORE = "it is settled already, the first valid decision won"
+STORED = "stored decision"
+"""As which message a decision counts that was found in the database."""
 MAX_DEPTH = 3
 """How many agents may stand in for one another in a row: two that call each other come to an end."""
 
@@ -49,6 +53,16 @@ class WorkClock(BaseModel):
     def waited_until(self, now: datetime) -> timedelta:
         """The whole waiting time up to `now`."""
         return self.waited + (now - self.since if self.since is not None else timedelta(0))
+
+
+class Unverified(BaseModel):
+    """A decision that would count if its signature is right, or that waits behind one of these: the first valid one wins."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    at: AwareDatetime
+    """When it arrived; that is when it counts from, however long verifying takes."""
+    message: str
+    decision: ApprovalDecision
 
 
 class RunState(BaseModel):
@@ -96,6 +110,8 @@ class RunState(BaseModel):
     decided: dict[ApprovalId, Consent] = {}
     disputed: dict[ApprovalId, ApprovalDecision] = {}
     """Decisions seen after the deadline that may have arrived before it (no worker was there to see them)."""
+    unverified: tuple[Unverified, ...] = ()
+    """Decisions whose signatures are being verified, in the order in which they arrived."""
     settled: tuple[ApprovalId, ...] = ()
     rejected: tuple[RejectedMessage, ...] = ()
     rejected_count: int = 0
@@ -114,6 +130,10 @@ class RunState(BaseModel):
     def approval(self, wanted: ApprovalId) -> Approval | None:
         """The open approval of this id."""
         return next((approval for approval in self.approvals if approval.id == wanted), None)
+
+    def to_verify(self, wanted: ApprovalId) -> tuple[Unverified, ...]:
+        """The decisions about this approval whose signatures are not verified yet."""
+        return tuple(one for one in self.unverified if one.decision.approval_id == wanted)
 
     @property
     def model_now(self) -> int:
@@ -282,6 +302,7 @@ def closed(state: RunState, now: datetime, decision: Consent) -> RunState:
             "settled": (*state.settled, decision.approval_id)[-SETTLED_KEPT:],
         }
     )
+    changed = _none_to_verify(changed, decision.approval_id)
     outcome = "expired" if decision.expired else "approved" if decision.approved else "denied"
     return noted(changed, now, f"{outcome} by {decision.by}" + (f": {decision.reason}" if decision.reason else ""))
 
@@ -290,7 +311,7 @@ def judged(state: RunState, now: datetime, decision: ApprovalDecision) -> Judgem
     """Does a decision that just arrived count, given everything the run remembers?"""
     approval = state.approval(decision.approval_id)
     if decision.approval_id in state.decided or decision.approval_id in state.settled:
-        return Judgement(standing=Standing.REFUSED, reason="it is settled already, the first valid decision won")
+        return Judgement(standing=Standing.REFUSED, reason=SETTLED_BEFORE)
     if state.cancel is not None:
         return Judgement(standing=Standing.REFUSED, reason="the run was cancelled before")
     if approval is None:
@@ -299,15 +320,56 @@ def judged(state: RunState, now: datetime, decision: ApprovalDecision) -> Judgem
 
 
 def received(state: RunState, now: datetime, message: str, decision: ApprovalDecision) -> RunState:
-    """A decision arrived: it counts, is kept for arbitration, or is kept among the rejected."""
+    """A decision arrived: it is judged at once, or once its signature, or one before it, is verified."""
+    if judged(state, now, decision).standing is not Standing.REFUSED and (
+        decision.signature is not None or state.to_verify(decision.approval_id)
+    ):
+        waiting = Unverified(at=now, message=message, decision=decision)
+        return state.model_copy(update={"unverified": (*state.unverified, waiting)})
+    return accepted(state, now, message, decision)
+
+
+def verified(state: RunState, approval: ApprovalId, problems: Sequence[str]) -> RunState:
+    """The first decisions about an approval are verified: what is wrong with each, empty where nothing is."""
+    about = state.to_verify(approval)
+    done, left = about[: len(problems)], about[len(problems) :]
+    others = tuple(one for one in state.unverified if one.decision.approval_id != approval)
+    changed = state.model_copy(update={"unverified": (*others, *left)})
+    for one, problem in zip(done, problems, strict=False):
+        if problem:
+            changed = rejected(changed, one.at, one.message, problem, one.decision.excerpt)
+        else:
+            changed = accepted(changed, one.at, one.message, one.decision)
+    return changed
+
+
+def found(state: RunState, stored_at: datetime, decision: ApprovalDecision) -> RunState:
+    """A decision was stored at that time, and may never have been delivered; one that was is not judged again."""
+    refused = judged(state, stored_at, decision).standing is Standing.REFUSED
+    if refused and any(entry.excerpt == inert(decision.excerpt, LINE_KEPT) for entry in state.rejected):
+        return state
+    return received(state, stored_at, STORED, decision)
+
+
+def accepted(state: RunState, now: datetime, message: str, decision: ApprovalDecision) -> RunState:
+    """A decision with nothing to verify (any more): it counts, is kept for arbitration, or is kept among the rejected."""
     judgement = judged(state, now, decision)
     approval = state.approval(decision.approval_id)
     if approval is not None and judgement.standing is Standing.COUNTS:
         return state.model_copy(update={"decided": {**state.decided, decision.approval_id: consent(approval, decision, now)}})
     if approval is not None and judgement.standing is Standing.LATE and decision.approval_id not in state.disputed:
         return state.model_copy(update={"disputed": {**state.disputed, decision.approval_id: decision}})
-    excerpt = f"{decision.decision} {decision.approval_id} by {decision.by}"
-    return rejected(state, now, message, judgement.reason, excerpt)
+    return rejected(state, now, message, judgement.reason, decision.excerpt)
+
+
+def _none_to_verify(state: RunState, approval: ApprovalId) -> RunState:
+    """What is not verified when its approval is over comes too late, signed or not."""
+    late = state.to_verify(approval)
+    others = tuple(one for one in state.unverified if one.decision.approval_id != approval)
+    changed = state.model_copy(update={"unverified": others})
+    for one in late:
+        changed = rejected(changed, one.at, one.message, SETTLED_BEFORE, one.decision.excerpt)
+    return changed
 
 
 def rejected(state: RunState, now: datetime, message: str, reason: str, excerpt: str) -> RunState:
@@ -375,7 +437,8 @@ def written_down(state: RunState, notes: tuple[audit.Note, ...]) -> RunState:
 def withdrawn(state: RunState, now: datetime, approval: ApprovalId) -> RunState:
     """What was asked for is not needed any more."""
     approvals = tuple(one for one in state.approvals if one.id != approval)
-    return noted(state.model_copy(update={"approvals": approvals}), now, "the limit was raised: nobody needs to be asked")
+    changed = _none_to_verify(state.model_copy(update={"approvals": approvals}), approval)
+    return noted(changed, now, "the limit was raised: nobody needs to be asked")
 
 
 def cancelling(state: RunState, now: datetime, cancel: CancelRequest) -> RunState:

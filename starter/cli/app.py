@@ -8,7 +8,15 @@ import asyncio
 
 import typer
 
-from starter.cli import account_commands, audit_commands, ledger_commands, limit_commands, policy_commands, spend_commands
+from starter.cli import (
+    account_commands,
+    audit_commands,
+    key_commands,
+    ledger_commands,
+    limit_commands,
+    policy_commands,
+    spend_commands,
+)
 from starter.cli.exit_codes import ExitCode
 from starter.cli.options import (
     Address,
@@ -19,6 +27,7 @@ from starter.cli.options import (
     BudgetText,
     By,
     Input,
+    KeyFile,
     Limit,
     MaybeRun,
     Port,
@@ -49,6 +58,7 @@ app = typer.Typer(
 
 app.add_typer(account_commands.app, name="accounts")
 app.add_typer(audit_commands.app, name="audit")
+app.add_typer(key_commands.app, name="keys")
 app.add_typer(ledger_commands.app, name="ledger")
 app.add_typer(limit_commands.app, name="limits")
 app.add_typer(policy_commands.app, name="policy")
@@ -140,13 +150,14 @@ def approve(
     tenant: Tenant = "default",
     reason: Reason = "",
     by: By = None,
+    key: KeyFile = None,
     as_json: AsJson = False,
     address: Address = None,
 ) -> ExitCode:
     """Say yes to what a run waits for."""
     from starter.cli import approval_commands  # noqa: PLC0415 - import time
 
-    said = approval_commands.Said("approve", run, approval, tenant, reason=reason, by=by)
+    said = approval_commands.Said("approve", run, approval, tenant, reason=reason, by=by, key=key)
     return asyncio.run(approval_commands.decide(Session(address, as_json), said))
 
 
@@ -158,13 +169,14 @@ def deny(
     tenant: Tenant = "default",
     reason: Reason = "",
     by: By = None,
+    key: KeyFile = None,
     as_json: AsJson = False,
     address: Address = None,
 ) -> ExitCode:
     """Say no to what a run waits for."""
     from starter.cli import approval_commands  # noqa: PLC0415 - import time
 
-    said = approval_commands.Said("deny", run, approval, tenant, reason=reason, by=by)
+    said = approval_commands.Said("deny", run, approval, tenant, reason=reason, by=by, key=key)
     return asyncio.run(approval_commands.decide(Session(address, as_json), said))
 
 

@@ -2,25 +2,35 @@
 
 import asyncio
 import shlex
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from pathlib import Path
 from typing import Literal, assert_never
 
+import asyncpg
+
+from activities.postgres import Database, DatabaseError
+from activities.sent_decisions import SentDecisions
+from activities.signatures import KeyFileError, SigningKey, read_key
 from durable_agents.client import RunHandle
-from durable_agents.domain.approvals import Approval
-from durable_agents.domain.identifiers import ApprovalId
+from durable_agents.domain.approvals import Approval, ApprovalDecision
+from durable_agents.domain.identifiers import ApprovalId, RunId, TenantId
 from durable_agents.domain.runs import RejectedMessage, RunView
 from durable_agents.errors import NotFound, NoWorker
 from durable_agents.search_attributes import PENDING_APPROVALS
+from durable_agents.settings import Settings
 from starter.cli.connection import Connection, connect, connect_to_run
+from starter.cli.database import database_url
 from starter.cli.exit_codes import CliError, ExitCode
 from starter.cli.inputs import read_name
 from starter.cli.options import Session
 from starter.cli.run_commands import ended_or_unknown
 from starter.cli.run_list import waiting_runs
 from starter.cli.screen import Screen
-from starter.cli.views import show_approval
+from starter.cli.views import UNSIGNED, show_approval
 
 CONFIRM_WITHIN = timedelta(seconds=5)
 LOOK_EVERY = timedelta(milliseconds=200)
@@ -69,6 +79,7 @@ class Said:
     tenant: str
     reason: str
     by: str | None
+    key: Path | None = None
 
 
 class Outcome(StrEnum):
@@ -80,19 +91,72 @@ class Outcome(StrEnum):
 
 
 async def decide(session: Session, said: Said) -> ExitCode:
-    """Send a decision by signal, then say whether it counted."""
+    """Write a decision down where there is a database, send it by signal, then say whether it counted."""
+    screen = Screen(as_json=session.as_json)
     connection, handle = await connect_to_run(session, said.run, said.tenant)
+    key = _key(said.key or connection.settings.signing_key)
     before = await _look(handle)
     wanted = ApprovalId(said.approval) if said.approval else await _only_one(connection, handle, before)
-    try:
-        await (handle.approve if said.verb == "approve" else handle.deny)(wanted, reason=said.reason, by=said.by)
-    except NotFound as error:
-        raise await ended_or_unknown(handle, error) from None
+    asked = next((one for one in before.pending_approvals if one.id == wanted), None) if before else None
+    _require_signable(asked, key, known=before is not None)
+    async with _kept(screen, connection.settings) as kept:
+        connection.client.decisions = kept
+        try:
+            send = handle.approve if said.verb == "approve" else handle.deny
+            await send(wanted if asked is None else asked, reason=said.reason, by=said.by, key=key)
+        except NotFound as error:
+            raise await ended_or_unknown(handle, error) from None
     outcome = await _seen(handle, wanted, before.rejected_messages) if before else Outcome.STORED
-    screen = Screen(as_json=session.as_json)
     screen.line(_in_words(outcome, said.verb, wanted, handle))
-    screen.document({"run_id": handle.id, "approval_id": wanted, "decision": said.verb, "outcome": outcome})
+    if key is None:
+        screen.line(f"it is unsigned: {UNSIGNED}", "yellow")
+    told = {"run_id": handle.id, "approval_id": wanted, "decision": said.verb, "outcome": outcome}
+    screen.document({**told, "signed_with": None if key is None else key.key})
     return ExitCode.OK
+
+
+def _key(file: Path | None) -> SigningKey | None:
+    try:
+        return None if file is None else read_key(file)
+    except KeyFileError as error:
+        raise CliError(str(error)) from None
+
+
+def _require_signable(asked: Approval | None, key: SigningKey | None, *, known: bool) -> None:
+    """What is signed must be known to whoever signs it."""
+    if key is not None and asked is None and not known:
+        raise CliError("nobody tells what would be signed: start a worker, then decide", ExitCode.NO_WORKER)
+    if key is None and asked is not None and asked.ladder.signed:
+        raise CliError(f"{asked.id} takes signed decisions only: add --key FILE; `keys generate` makes one")
+
+
+class _Kept:
+    """Decisions are written down first, but a database in trouble is no reason not to send one."""
+
+    def __init__(self, screen: Screen, database: Database) -> None:
+        self._screen, self._decisions = screen, SentDecisions(database)
+
+    async def keep(self, tenant: TenantId, run: RunId, decision: ApprovalDecision) -> bool:
+        try:
+            return await self._decisions.keep(tenant, run, decision)
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            self._screen.line(f"the decision is sent without being written down first: {type(error).__name__}", "yellow")
+            return True
+
+
+@asynccontextmanager
+async def _kept(screen: Screen, settings: Settings) -> AsyncIterator[_Kept | None]:
+    """Where decisions are written down first; None without a database."""
+    url = database_url(settings)
+    async with AsyncExitStack() as stack:
+        try:
+            database = None if url is None else await Database.open(url, max_size=1)
+        except DatabaseError as error:
+            screen.line(f"the decision is sent without being written down first: {error}", "yellow")
+            database = None
+        if database is not None:
+            stack.push_async_callback(database.close)
+        yield None if database is None else _Kept(screen, database)
 
 
 def _in_words(outcome: Outcome, verb: Literal["approve", "deny"], wanted: ApprovalId, handle: RunHandle) -> str:

@@ -1,6 +1,7 @@
 """Which arguments and options do the commands share, and what is said of them in `--help`?"""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -38,6 +39,9 @@ PriorityName = Annotated[str, typer.Option("--priority", help="low (refused when
 Raise = Annotated[str | None, typer.Option("--raise", help="Higher limits, e.g. cost_usd=1.00,turns=20.")]
 Wait = Annotated[bool, typer.Option(help="Follow the run until it ends, or only start it.")]
 Reason = Annotated[str, typer.Option(help="Why; it is kept with the run.")]
+KeyFile = Annotated[
+    Path | None, typer.Option("--key", metavar="FILE", help="Your private key, to sign with; else DURABLE_AGENTS_SIGNING_KEY.")
+]
 By = Annotated[str | None, typer.Option(help="Who decides; else DURABLE_AGENTS_IDENTITY, else the login name.")]
 Limit = Annotated[int, typer.Option(min=1, max=1000, help="At most so many, newest first.")]
 Status = Annotated[str | None, typer.Option(help="Only runs of this status, e.g. running, waiting_approval, failed.")]

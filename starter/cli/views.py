@@ -14,6 +14,7 @@ from durable_agents.domain.prices import format_usd
 from durable_agents.domain.runs import BudgetView, RunResult, RunStatus, RunView
 from starter.cli.screen import Screen
 
+UNSIGNED = "whoever may write to the Temporal namespace can decide in anybody's name; docs/consent.md"
 _STYLES = {RunStatus.COMPLETED: "green", RunStatus.FAILED: "red", RunStatus.WAITING_APPROVAL: "yellow"}
 
 
@@ -28,6 +29,7 @@ def show_approval(screen: Screen, run: RunId, approval: Approval, address: str |
             ("asked for by", approval.requester),
             ("may decide", _approvers(approval)),
             ("deadline", _deadline(approval)),
+            ("signature", "wanted: only signed decisions count" if approval.ladder.signed else f"not wanted: {UNSIGNED}"),
             *([("untrusted, the model says", f"“{approval.model_says}”")] if approval.model_says else []),
             *((verb, decision_command(verb, run, approval, address)) for verb in ("approve", "deny")),
         ]

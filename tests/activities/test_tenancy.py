@@ -49,6 +49,9 @@ SEED = {
     "policy_version": "('{t}', 'a', 1, '{{}}', 'd', 'ann', 'why')",
     "policy_in_force": "('{t}', 'a', 1)",
     "policy_decision": "('{t}', 'r', 1, 0, 0, 'a', 'u', 'tool', 'allow', 0, 'why', 'd', '{{}}')",
+    "approver_key": "('{t}', 'k', 'ann', repeat('a', 64), 'admin')",
+    "sent_decision": "('{t}', 'r', 'ap', 'd', '{{}}')",
+    "used_nonce": "('{t}', 'k', 'n', 'r', 'ap', 's')",
     "notification": "('{t}', 'id', 'k', 'title', 'body')",
     "audit_entry": "('{t}', 1, repeat('0', 64), 'h', 1, 'r', 'e', '{{}}')",
 }

@@ -46,6 +46,7 @@ VIOLATIONS = [
     ("activities/model_calls.py", "import anthropic", "only-one-imports-anthropic"),
     ("activities/providers/anthropic.py", "import openai", "only-one-imports-openai"),
     ("activities/upkeep.py", "import apprise", "only-one-imports-apprise"),
+    ("activities/consents.py", "import cryptography", "only-one-imports-cryptography"),
     ("starter/demo/loopback.py", "import worker", "nobody-imports-the-worker"),
     ("activities/runs.py", "from worker import sandbox", "nobody-imports-the-worker"),
 ]
