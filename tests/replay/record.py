@@ -32,6 +32,7 @@ from starter.demo.loopback import serve
 from starter.embedded.servers import EmbeddedServers, Endpoints
 from starter.embedded.temporal import SEARCH_ATTRIBUTES, find_temporal
 from tests.support.scripts import Call, refund, tell, turns
+from tests.support.signing import add_key
 from tests.support.waiting import eventually, pending
 from tests.support.world import World, fresh_database, open_world, prepare_template, replayer, settings_for
 from tests.workflows.conftest import SkippingWorld
@@ -63,6 +64,19 @@ async def _(world: World) -> RunHandle:
     await world.script(turns(both, refund("50.00"), "done"))
     async with world.worker():
         return await ended(await world.start({"order": "A-1001"}), RunStatus.COMPLETED)
+
+
+@scenario("approved_by_signature_after_forged_ones")
+async def _(world: World) -> RunHandle:
+    await world.script(turns(tell("SIGNED"), "done"))
+    ann, mallory = await add_key(world, "ann"), await add_key(world, "mallory")
+    async with world.worker():
+        run = await world.start()
+        (approval,) = await pending(run)
+        await run.approve(approval, by="ann")
+        await run.approve(approval, by="ann", key=mallory)
+        await run.approve(approval, by="ann", key=ann)
+        return await ended(run, RunStatus.COMPLETED)
 
 
 @scenario("approved_after_wrong_decisions")

@@ -136,7 +136,7 @@ async def test_a_key_revoked_before_the_effect_takes_its_decision_along(world: W
         result = await run.result()
     assert (result.status, result.output) == (RunStatus.COMPLETED, "I could not.")
     assert (await world.shop_counts())["messages"] == 0
-    (row,) = await world.rows("select body->>'reason' from audit_entry where event = 'consent_refused'")
+    (row,) = await world.rows("select body->>'refused' from audit_entry where event = 'consent_refused'")
     assert "is revoked" in row[0]
     await world.replay(run)
 
