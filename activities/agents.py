@@ -8,6 +8,7 @@ from activities.agent_files import AgentFileError, definition_error, read_defini
 from durable_agents.domain.agents import AgentDefinition, EnvironmentValue, PinnedAgent
 from durable_agents.domain.canonical import digest
 from durable_agents.domain.identifiers import Digest
+from durable_agents.domain.provenance import way_out
 from durable_agents.domain.tools import Tool
 from durable_agents.settings import environment_value
 
@@ -94,6 +95,8 @@ def load_agent(folder: Path) -> LoadedAgent:
         policy_digest=digest(policy.document()),
         tools=tuple(tools[name].spec for name in definition.tools),
     )
+    if (open_end := way_out(definition.name, pinned.tools, policy)) is not None:
+        raise definition_error(folder, ("tools", open_end[0]), open_end[1])
     try:
         pinned.fallbacks(policy)
     except LookupError as error:

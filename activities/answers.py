@@ -54,7 +54,8 @@ async def write_answer(
     connection: Connection, run: RunRecord, call: ModelCallRequest, model: PinnedModel, answer: ProviderAnswer, bill: Bill
 ) -> ModelAnswer:
     """Make a usable answer the message of its turn, in the caller's transaction."""
-    stored = await transcripts.put(connection, call.tenant, call.run_id, call.turn, 0, answer.message)
+    label = await transcripts.label_at(connection, call.tenant, call.run_id, call.turn)
+    stored = await transcripts.put(connection, call.tenant, call.run_id, call.turn, 0, answer.message, label)
     ended = await output_of(connection, run, answer)
     return ModelAnswer(
         stop=answer.stop,

@@ -112,7 +112,8 @@ class ModelActivities:
         before = await attempts.abandon_open(connection, call, run.payer, fence())
         if call.correction and before.own is None:
             correction = Message(role="user", blocks=(TextBlock(text=escape_text(call.correction)),))
-            await transcripts.put(connection, call.tenant, call.run_id, call.turn - 1, CORRECTIONS + call.call, correction)
+            label = await transcripts.label_at(connection, call.tenant, call.run_id)  # it may quote what it corrects
+            await transcripts.put(connection, call.tenant, call.run_id, call.turn - 1, CORRECTIONS + call.call, correction, label)
         messages = await transcripts.load(connection, call.tenant, call.run_id)
         model = run.terms.models[call.model]
         force = await in_force(connection, call.tenant, run.agent)

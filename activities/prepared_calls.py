@@ -17,11 +17,15 @@ from durable_agents.domain.canonical import digest, escape_json, escape_text, in
 from durable_agents.domain.effects import Dispatch, DispatchState, Effect, effect_key
 from durable_agents.domain.identifiers import CallPath, Digest, EffectKey, call_path
 from durable_agents.domain.messages import Message, ToolCallBlock, ToolResultBlock
+from durable_agents.domain.provenance import Label, result_label
 from durable_agents.domain.signatures import Bound
 from durable_agents.domain.tool_calls import ConsentNeeded, ToolCallRequest, ToolSettled, call_line, facts
 from durable_agents.domain.tools import Tool
 
 _PREVIEW = 100
+_RULE = 160
+_ASKED_BECAUSE = "(asked because)"
+"""Beside the arguments' names, none of which has brackets."""
 
 
 class SenselessCall(Exception):  # noqa: N818 - a judgement, not an error of ours
@@ -48,6 +52,8 @@ class FoundCall:
     """The dispatch row as this attempt found it."""
     force: InForce
     """The policy that holds until this attempt's transaction ends."""
+    label: Label
+    """Of all that the model had read when it asked."""
 
     @property
     def in_doubt(self) -> bool:
@@ -66,6 +72,8 @@ class PreparedCall(FoundCall):
     arguments: dict[str, JsonValue]
     """Canonical, escaped for storage."""
     arguments_digest: Digest
+    against: str = ""
+    """What provenance has against the call; a human is asked, or was."""
 
     def bound_to(self, kind: ApprovalKind) -> Digest:
         """The digest a human's decision about this call is bound to."""
@@ -115,6 +123,7 @@ async def find(connection: Connection, request: ToolCallRequest) -> FoundCall | 
         key=effect_key(request.tenant, request.run_id, run.first_execution, path),
         row=None if row is None else row[0],
         force=await in_force_until_commit(connection, request.tenant, run.agent),
+        label=await transcripts.label_at(connection, request.tenant, request.run_id, request.turn),
     )
 
 
@@ -157,16 +166,18 @@ async def settle(
     """Bring a call to its end: result in the transcript, dispatch row, audit, in the caller's transaction."""
     request, block = call.request, call.block
     told = ToolResultBlock(call_id=block.id, tool=block.tool, text=escape_text(text), is_error=result != "ok")
+    spoke = call.tool.spec if isinstance(call, PreparedCall) and result != "refused" else None
     stored = await transcripts.put(
-        connection, request.tenant, request.run_id, request.turn, request.index + 1, Message(role="tool", blocks=(told,))
-    )
+        connection, request.tenant, request.run_id, request.turn, request.index + 1, Message(role="tool", blocks=(told,)),
+        result_label(call.label, spoke),
+    )  # fmt: skip
     digest_now = call.force.digest
     other_policy = digest_now != call.run.terms.policy_digest
     outcome = ToolSettled(
         result=result,
         preview=inert(text, _PREVIEW),
         message_bytes=stored.size,
-        rule=inert(rule, _PREVIEW),
+        rule=inert(": ".join(part for part in (rule, call.against if isinstance(call, PreparedCall) else "") if part), _RULE),
         mistake=mistake,
         fingerprint=digest([block.tool, block.arguments, told.text])[:12],
         policy_digest=digest_now if result == "refused" or other_policy else None,
@@ -182,13 +193,14 @@ async def settle(
 async def ask(connection: Connection, call: PreparedCall, kind: ApprovalKind, ladder: Ladder) -> ConsentNeeded:
     """Write down what a human is asked, in the caller's transaction."""
     bound = call.bound_to(kind)
+    against = call.against if kind is ApprovalKind.TOOL_CALL else ""
     line = call_line(call.block.tool, call.arguments)
     needed = ConsentNeeded(
         approval_id=approval_id(bound),
         approval_kind=kind,
         tool=call.block.tool,
         title=line if kind is ApprovalKind.TOOL_CALL else f"Did this happen? {line}",
-        facts=facts(call.arguments),
+        facts=({_ASKED_BECAUSE: against} if against else {}) | facts(call.arguments),
         model_says=inert(call.says, 300),
         digest=bound,
         policy_digest=call.force.digest,
@@ -198,5 +210,6 @@ async def ask(connection: Connection, call: PreparedCall, kind: ApprovalKind, la
     if await dispatches.open_approval(connection, call.request, needed):
         await ledger.give_back(connection, call.request.tenant, call.run.payer.run_id, "waits")  # for days, perhaps
         body: dict[str, JsonValue] = {"approval": needed.approval_id, "kind": kind, "tool": needed.tool, "digest": bound}
+        body |= {"against": against} if against else {}
         await audit.append(connection, call.request.tenant, call.request.run_id, "approval_asked", body)
     return needed

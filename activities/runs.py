@@ -39,6 +39,7 @@ from durable_agents.domain.identifiers import RunId, TenantId, UserId
 from durable_agents.domain.loops import USUAL_FROM, USUAL_OF
 from durable_agents.domain.model_calls import PinnedModel, Provider
 from durable_agents.domain.prices import most_tokens
+from durable_agents.domain.provenance import Label
 from durable_agents.domain.provider_gates import GateId
 from durable_agents.domain.runs import RunRequest, RunResult
 from durable_agents.domain.signatures import Bound
@@ -291,16 +292,18 @@ async def _write(connection: Connection, request: AdmissionRequest, agent: Loade
         "insert into agent_version values ($1, $2, $3) on conflict do nothing",
         tenant, agent.version, agent.pinned.model_dump(mode="json"),
     )  # fmt: skip
+    parent = request.stands_in_for
+    label = Label.TRUSTED if parent is None else await transcripts.label_at(connection, tenant, parent)
     new = await connection.fetchval(
-        "insert into run (tenant, run_id, first_execution, request_digest, agent, agent_version, user_id, terms, payer)"
-        " values ($1, $2, $3, $4, $5, $6, $7, $8, (select coalesce(payer, run_id) from run where tenant = $1 and run_id = $9))"
-        " on conflict do nothing returning 1",
+        "insert into run (tenant, run_id, first_execution, request_digest, agent, agent_version, user_id, terms, payer, label)"
+        " values ($1, $2, $3, $4, $5, $6, $7, $8, (select coalesce(payer, run_id) from run where tenant = $1 and run_id = $9),"
+        " $10) on conflict do nothing returning 1",
         tenant, run, request.first_execution, asked.digest(), terms.agent, agent.version, asked.user,
-        terms.model_dump(mode="json"), request.stands_in_for,
+        terms.model_dump(mode="json"), parent, label,
     )  # fmt: skip
     if not new:
         return await _admitted_before(connection, request)
-    await transcripts.put(connection, tenant, run, 0, 0, opening(asked.input))
+    await transcripts.put(connection, tenant, run, 0, 0, opening(asked.input), Label.TRUSTED)
     body: dict[str, JsonValue] = {
         "agent": terms.agent,
         "version": agent.version,

@@ -5,26 +5,29 @@ so what was approved, what is checked and what is sent are one thing.
 """
 
 import asyncio
+import json
+from dataclasses import replace
 from typing import Literal, assert_never
 
 from pydantic import JsonValue
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities import audit, caches, consents, dispatches, policies
+from activities import audit, caches, consents, dispatches, policies, transcripts
 from activities.agents import AgentCatalog
 from activities.heartbeat import Lease, fence, heartbeating, stale_attempt
 from activities.permissions import evaluate, plain
 from activities.postgres import Connection, Database
 from activities.prepared_calls import FoundCall, PreparedCall, SenselessCall, ask, find, prepare, settle
 from activities.storage_errors import storage_errors
-from durable_agents.domain.agents import outcome_ladder
+from durable_agents.domain.agents import outcome_ladder, provenance_ladder
 from durable_agents.domain.approvals import ApprovalKind, Consent, approval_id
 from durable_agents.domain.artifacts import belongs_in_artifact
 from durable_agents.domain.canonical import digest, escape_text, inert, restore_text
 from durable_agents.domain.effects import DispatchState, Effect, NextStep, certainly_nothing_happened, next_step
 from durable_agents.domain.identifiers import Digest
 from durable_agents.domain.permissions import Call, Ruling, Verdict, decide
+from durable_agents.domain.provenance import Label, TrustedText, judged, problem
 from durable_agents.domain.tool_calls import ToolCallRequest, ToolOutcome
 from durable_agents.domain.tools import ToolContext, ToolFailed, ToolUnavailable, resource_of
 
@@ -69,7 +72,7 @@ class ToolActivities:
             if call.row is None and request.near_limit and _is_saved(call):
                 told = "The budget runs low: this tool is not used any more. Finish with what you have."
                 return await settle(connection, call, "refused", told, "the budget runs low")
-            verdict = await _verdict(connection, call)
+            call, verdict = await _with_provenance(connection, call, await _verdict(connection, call))
             consent = await _consent(connection, call)
             if consent is not None and not isinstance(consent, Consent):
                 return consent
@@ -143,6 +146,18 @@ async def _verdict(connection: Connection, call: PreparedCall) -> Verdict:
         verdict = decide(force.policy, force.digest, asked, evaluate)
     await policies.record(connection, call.request, force, asked, verdict)
     return verdict
+
+
+async def _with_provenance(connection: Connection, call: PreparedCall, verdict: Verdict) -> tuple[PreparedCall, Verdict]:
+    """The call with what its conversation has against it, and the verdict that follows."""
+    if call.label is Label.TRUSTED or verdict.ruling is Ruling.DENY:
+        return call, verdict
+    first = await transcripts.load_one(connection, call.request.tenant, call.request.run_id, 0, 0)
+    text = TrustedText.of(call.run.agent.prompt, json.loads(first.message.text()))
+    policy = call.force.policy
+    permits = policy.trusted_destinations if policy is not None else ()
+    against = problem(call.tool.spec, call.arguments, call.label, text, permits)
+    return replace(call, against=against or ""), judged(verdict, against, provenance_ladder(policy))
 
 
 async def _stopped_by(
@@ -264,6 +279,7 @@ async def _write_intent(connection: Connection, call: PreparedCall, verdict: Ver
         "policy": verdict.policy_digest,
         "approval": None if consent is None else consent.approval_id,
     }
+    body |= {"against": call.against} if call.against else {}
     await audit.append(connection, request.tenant, request.run_id, "tool_dispatched", body)
 
 

@@ -14,9 +14,19 @@ from durable_agents.domain.canonical import digest
 from durable_agents.domain.identifiers import Digest, RunId, TenantId
 from durable_agents.domain.messages import Block, Message, TextBlock, ToolResultBlock
 from durable_agents.domain.prices import most_tokens
+from durable_agents.domain.provenance import Label
 
+_LAST_TURN = 2**31 - 1
 CORRECTIONS = 1000
 """Positions from here on hold what the model was told before a call; tool results of a turn stand below."""
+
+
+_UNTRUSTED = """
+select run.label <> 'trusted' or exists (
+    select from message m where m.tenant = $1 and m.run_id = $2 and (m.turn < $3 or (m.turn = $3 and m.position = 0))
+    and coalesce(m.label, case when m.turn = 0 and m.position = 0 then 'trusted' end) is distinct from 'trusted')
+from run where run.tenant = $1 and run.run_id = $2
+"""
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,15 @@ class StoredMessage:
     """Bytes of its JSON with everything in it, in the longest spelling: what bounds its tokens (`most_tokens`)."""
 
 
-async def put(connection: Connection, tenant: TenantId, run: RunId, turn: int, position: int, message: Message) -> StoredMessage:
+async def put(
+    connection: Connection,
+    tenant: TenantId,
+    run: RunId,
+    turn: int,
+    position: int,
+    message: Message,
+    label: Label = Label.UNTRUSTED,
+) -> StoredMessage:
     """Write a message at its place; large texts become artifacts. Writing the same message again changes nothing.
 
     Raises:
@@ -42,8 +60,9 @@ async def put(connection: Connection, tenant: TenantId, run: RunId, turn: int, p
     body = message.model_copy(update={"blocks": tuple(blocks)}).model_dump(mode="json")
     key = digest(whole)
     written = await connection.fetchval(
-        "insert into message values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing returning 1",
-        tenant, run, turn, position, key, size, body,
+        "insert into message (tenant, run_id, turn, position, digest, bytes, body, label)"
+        " values ($1, $2, $3, $4, $5, $6, $7, $8) on conflict do nothing returning 1",
+        tenant, run, turn, position, key, size, body, label,
     )  # fmt: skip
     if not written and await _digest_at(connection, tenant, run, turn, position) != key:
         raise RuntimeError(f"{run} has another message at {turn}/{position}")
@@ -67,6 +86,12 @@ async def load_one(connection: Connection, tenant: TenantId, run: RunId, turn: i
     if row is None:
         raise LookupError(f"{run} has no message {turn}/{position}")
     return await _stored(connection, tenant, row)
+
+
+async def label_at(connection: Connection, tenant: TenantId, run: RunId, turn: int | None = None) -> Label:
+    """The label of all that the model has read and said when its answer of a turn is there; without a turn: until now."""
+    untrusted = await connection.fetchval(_UNTRUSTED, tenant, run, _LAST_TURN if turn is None else turn)
+    return Label.TRUSTED if untrusted is False else Label.UNTRUSTED  # without a run, nobody knows
 
 
 async def put_artifact(connection: Connection, tenant: TenantId, text: str) -> Digest:

@@ -19,6 +19,7 @@ from durable_agents.domain.messages import Message, TextBlock
 from durable_agents.domain.model_calls import PinnedModel, Provider
 from durable_agents.domain.permissions import Policy, ever_allowed
 from durable_agents.domain.prices import Price, PriceTier, Rates, usd_to_micros
+from durable_agents.domain.provenance import way_out
 from durable_agents.domain.provider_gates import PATIENCE
 from durable_agents.domain.routing import PinnedRoute, Route
 from durable_agents.domain.scarcity import AtLimit, PinnedAtLimit
@@ -26,6 +27,8 @@ from durable_agents.domain.tools import ToolSpec
 
 OUTCOME_LADDER = "outcome_unknown"
 """The policy's ladder for effects whose outcome nobody knows; without it anybody is asked for a day."""
+PROVENANCE_LADDER = "provenance"
+"""The policy's ladder for calls that untrusted text may have led to; without it anybody is asked for a day."""
 DEFAULT_OUTCOME_LADDER = Ladder(rungs=(Rung(within=timedelta(days=1)),))
 
 
@@ -162,6 +165,8 @@ class PinnedAgent(BaseModel):
             if not is_pattern and rule.tool not in tools and fnmatchcase(name, rule.agent):
                 message = f"agent {name} has no tool {rule.tool!r} (it has: {', '.join(tools) or 'none'})"
                 found.append((("rules", number, rule.ruling.value), message))
+        if (open_end := way_out(name, self.tools, policy)) is not None:
+            found.append((("rules",), open_end[1]))
         asked = [fallback.human for fallback in self.definition.fallbacks]
         asked += [self.definition.at_limit.ask] if self.definition.at_limit is not None else []
         missing = [ladder for ladder in asked if ladder is not None and ladder not in policy.ladders]
@@ -194,6 +199,11 @@ class PinnedAgent(BaseModel):
 def outcome_ladder(policy: Policy | None) -> Ladder:
     """Who is asked when nobody knows whether an effect happened; also where no policy can be read."""
     return (policy.ladder(OUTCOME_LADDER) if policy is not None else None) or DEFAULT_OUTCOME_LADDER
+
+
+def provenance_ladder(policy: Policy | None) -> Ladder:
+    """Who is asked when untrusted text may have led to a call."""
+    return (policy.ladder(PROVENANCE_LADDER) if policy is not None else None) or DEFAULT_OUTCOME_LADDER
 
 
 def _ladder(policy: Policy, name: str) -> Ladder:

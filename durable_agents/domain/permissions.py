@@ -77,6 +77,8 @@ class Policy(BaseModel):
     """Role → user ids and `@groups` that have it; `*` is everybody."""
     rules: tuple[Rule, ...]
     ladders: dict[str, Ladder] = Field(default_factory=dict)
+    trusted_destinations: tuple[str, ...] = Field(default=(), max_length=1000, exclude_if=lambda listed: not listed)
+    """Where calls may go although the run has read untrusted text; what is wild stands at `provenance.permitted`."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Policy":
@@ -208,6 +210,19 @@ def ever_allowed(policy: Policy, tool: str, *, agent: str | None = None, user: U
             of_all = rule.resource == EVERYBODY and (rule.role == EVERYBODY or roles is not None)
             if rule.when is None and of_all and (rule.agent == EVERYBODY or agent is not None):
                 return False
+    return False
+
+
+def ever_unasked(policy: Policy, tool: str, *, agent: str) -> bool:
+    """Could any rule allow this tool of this agent without asking a human?"""
+    for rule in policy.rules:
+        if not fnmatchcase(agent, rule.agent) or not fnmatchcase(tool, rule.tool):
+            continue
+        if rule.ruling is Ruling.ALLOW:
+            return True
+        of_everybody = rule.role == EVERYBODY or EVERYBODY in policy.members(policy.roles[rule.role])
+        if rule.when is None and rule.resource == EVERYBODY and of_everybody:
+            return False
     return False
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, create_model
 from pydantic_core import PydanticUndefined
 
 from durable_agents.domain.effects import Effect
@@ -65,6 +65,12 @@ class ToolSpec(BaseModel):
     timeout: timedelta
     cache: timedelta | None = None
     """How long a result may be given again to the same user of the same agent version; only for reads."""
+    trusted: bool = Field(default=False, exclude_if=lambda trusted: not trusted)
+    """Its results are as good as the operator's word: nobody else can write into them. See `provenance`."""
+    private: bool = Field(default=False, exclude_if=lambda private: not private)
+    """Its results are nobody else's business."""
+    destination: tuple[str, ...] = Field(default=(), exclude_if=lambda named: not named)
+    """Arguments that say where the call goes, beside those in `resource`."""
 
     def sent(self) -> dict[str, JsonValue]:
         """What of it every model call carries."""
@@ -119,12 +125,17 @@ def tool(
     timeout: timedelta = DEFAULT_TIMEOUT,
     cache: timedelta | None = None,
     reconcile: Reconcile | None = None,
+    trusted: bool = False,
+    private: bool = False,
+    destination: tuple[str, ...] = (),
 ) -> Callable[[ToolFunction], Tool]:
     """Declare an async function as a tool. Its docstring is what the model reads, its annotations are the argument schema.
 
     A keyword-only parameter `context: ToolContext` is filled in by the run and hidden from the model.
     `reconcile(*, context, **arguments)` belongs to `Effect.RECONCILABLE`: it returns the result of the call with
     `context.idempotency_key`, or None if that call never arrived.
+    `trusted`: nobody but the operator can write into its results. `private`: they are not for everybody. `destination`: the
+    arguments that say where the call goes, beside those that `resource` names.
 
     Raises:
         TypeError: the declaration cannot work; the message names the function and the remedy.
@@ -145,6 +156,8 @@ def tool(
         arguments, result = _types(function, name)
         for placeholder in _PLACEHOLDER.findall(resource):
             _require(placeholder in arguments.model_fields, f"tool {name}: its resource names {placeholder!r}, no parameter")
+        for named in destination:
+            _require(named in arguments.model_fields, f"tool {name}: its destination names {named!r}, no parameter")
         parameters = _schema(arguments)
         unordered = '"uniqueItems": true' in json.dumps(parameters)  # a set's JSON differs between processes, and so its digest
         _require(not unordered, f"tool {name}: a set has no lasting order that consent could be bound to, take a list")
@@ -157,6 +170,9 @@ def tool(
             resource=resource,
             timeout=timeout,
             cache=cache,
+            trusted=trusted,
+            private=private,
+            destination=destination,
         )
         return Tool(
             spec, function, arguments, result, reconcile, takes_context="context" in inspect.signature(function).parameters
@@ -184,6 +200,11 @@ def resource_of(spec: ToolSpec, arguments: Mapping[str, JsonValue]) -> str:
         return value if isinstance(value, str) else json.dumps(value)
 
     return _PLACEHOLDER.sub(filled, spec.resource)
+
+
+def resource_fields(pattern: str) -> tuple[str, ...]:
+    """The arguments that a resource's pattern names."""
+    return tuple(dict.fromkeys(_PLACEHOLDER.findall(pattern)))
 
 
 def _require(condition: bool, message: str) -> None:  # noqa: FBT001 - a predicate

@@ -7,6 +7,7 @@ import pytest
 
 from activities.agent_files import AgentFileError, read_definition, read_policy, read_tools
 from activities.agents import AgentCatalog, load_agent
+from durable_agents.domain.permissions import Policy
 
 AGENT = """\
 name: clerk
@@ -231,3 +232,41 @@ def test_a_catalog_says_which_folder_is_wrong(folder: Path, tmp_path: Path) -> N
         AgentCatalog.load([tmp_path, tmp_path / "more"])
     assert AgentCatalog.load([tmp_path]).names() == ("clerk",)
     assert read_definition(folder).name == "clerk"
+
+
+LEGS = '''
+
+@tool(effect=Effect.READ, private=True, trusted=True)
+async def ledger() -> str:
+    """Read what is nobody's business."""
+    return ""
+
+
+@tool(effect=Effect.AT_MOST_ONCE, risk="egress")
+async def post(text: str) -> str:
+    """Tell the world."""
+    return text
+'''
+
+
+def test_private_data_untrusted_text_and_an_ungated_way_out_are_not_loaded_together(folder: Path) -> None:
+    """Whoever writes the text reads the data: no prompt prevents it, so the worker does not start with such an agent."""
+    (folder / "agent.yaml").write_text(AGENT.replace("tools: [look]", "tools: [look, ledger, post]"))
+    (folder / "policy.yaml").write_text(POLICY.replace("rules:", "rules:\n  - allow: post"))
+    (folder / "tools.py").write_text(TOOLS + LEGS)
+    line = AGENT[: AGENT.index("tools:")].count("\n") + 1
+    assert complaint(folder) == (
+        f"agent.yaml:{line}: tools.2: agent clerk has private data (ledger), untrusted text (look) and a way out that nothing"
+        " gates (post): say where post sends by `destination=` in its @tool, or `ask` or `deny` it in the policy"
+    )
+    remedies = {
+        "tools.py": ('risk="egress")', 'risk="egress", destination=("text",))'),
+        "policy.yaml": ("- allow: post", "- {ask: post, ladder: l}"),
+    }
+    for name, (old, new) in remedies.items():
+        before = (folder / name).read_text()
+        (folder / name).write_text(before.replace(old, new))
+        pinned = load_agent(folder).pinned
+        opened = Policy.model_validate({"rules": [{"allow": "*"}]})
+        assert [place for place, _ in pinned.misfits(opened)] == ([("rules",)] if name == "policy.yaml" else [])
+        (folder / name).write_text(before)

@@ -40,6 +40,10 @@ def folder(tmp_path: Path) -> Path:
         ("tools.py", "Effect.READ", "Effect.AT_MOST_ONCE"),
         ("tools.py", "effect=Effect.READ", "effect=Effect.READ, risk='egress'"),
         ("tools.py", "effect=Effect.READ", "effect=Effect.READ, resource='{order}'"),
+        ("tools.py", "effect=Effect.READ", "effect=Effect.READ, trusted=True"),
+        ("tools.py", "effect=Effect.READ", "effect=Effect.READ, private=True"),
+        ("tools.py", "effect=Effect.READ", "effect=Effect.READ, destination=('order',)"),
+        ("policy.yaml", "rules:", "trusted_destinations: ['x']\nrules:"),
     ],
 )
 def test_whatever_decides_a_run_makes_another_version(folder: Path, file: str, old: str, new: str) -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, JsonValue
 
 from durable_agents.domain.canonical import digest
 from durable_agents.domain.effects import Effect
-from durable_agents.domain.tools import Tool, ToolContext, resource_of, tool
+from durable_agents.domain.tools import Tool, ToolContext, resource_fields, resource_of, tool
 from tests.domain.strategies import checked
 
 Amount = Annotated[Decimal, Field(gt=0, max_digits=9, decimal_places=2, description="Two decimals")]
@@ -33,6 +33,20 @@ async def refund(order: str, amount: Amount, lines: list[Line] | None = None, *,
     At most its total.
     """
     return {"order": order, "amount": str(amount), "lines": str(lines), "key": context.idempotency_key}
+
+
+def test_what_provenance_needs_is_stated_or_as_strict_as_can_be() -> None:
+    """Nothing is trusted by default; and a destination that is no argument would guard nothing."""
+    assert (refund.spec.trusted, refund.spec.private, refund.spec.destination) == (False, False, ())
+    assert {"trusted", "private", "destination"}.isdisjoint(refund.spec.model_dump()), "versions from before stay what they are"
+    assert resource_fields("order:{order}/{line}/{order}") == ("order", "line")
+
+    async def send(to: str) -> None:
+        """Send."""
+
+    assert tool(effect=Effect.AT_MOST_ONCE, destination=("to",), trusted=True, private=True)(send).spec.private
+    with pytest.raises(TypeError, match="tool send: its destination names 'cc', no parameter"):
+        tool(effect=Effect.AT_MOST_ONCE, destination=("cc",))(send)
 
 
 def test_the_model_sees_name_docstring_and_arguments_alone() -> None:

@@ -225,7 +225,7 @@ async def test_a_cached_result_does_not_stand_in_for_the_consent_its_call_needs(
 async def test_a_run_keeps_the_policy_and_the_tools_it_was_admitted_with(world: World, tmp_path: Path) -> None:
     """A deployment with a looser policy and one more tool is for runs to come: this one still asks, and has no such tool."""
     more = '@tool(effect=Effect.READ)\nasync def more() -> str:\n    """More."""\n    return "more"\n'
-    pay = PAY.format(effect="IDEMPOTENT", more="")
+    pay = PAY.format(effect="IDEMPOTENT", more=", trusted=True")
     both: list[Call] = [("pay", {"amount": 300}), ("more", {})]
     await world.script(turns(("pay", {"amount": 200}), both, "done"))
     async with vandal(world, tmp_path / "a", pay, listed="pay"):

@@ -1,4 +1,4 @@
-"""Tools of every effect class, against the shop."""
+"""Tools of every effect class, against the shop, whose answers are the operator's own: provenance has nothing against them."""
 
 from datetime import timedelta
 from decimal import Decimal
@@ -26,7 +26,7 @@ async def _ask(context: ToolContext, method: str, path: str, body: JsonValue = N
     return answer
 
 
-@tool(effect=Effect.READ, resource="order:{order}")
+@tool(effect=Effect.READ, resource="order:{order}", trusted=True)
 async def lookup_order(order: str, *, context: ToolContext) -> dict[str, JsonValue]:
     """Look up an order."""
     answer = await _ask(context, "GET", f"/orders/{order}")
@@ -34,7 +34,7 @@ async def lookup_order(order: str, *, context: ToolContext) -> dict[str, JsonVal
     return answer
 
 
-@tool(effect=Effect.IDEMPOTENT, risk="write", resource="order:{order}")
+@tool(effect=Effect.IDEMPOTENT, risk="write", resource="order:{order}", trusted=True)
 async def issue_refund(order: str, amount: Amount, *, context: ToolContext) -> dict[str, JsonValue]:
     """Refund an order."""
     answer = await _ask(context, "POST", "/refunds", {"order": order, "amount": f"{amount:.2f}"})
@@ -54,7 +54,7 @@ async def find_refund(order: str, amount: Decimal, *, context: ToolContext) -> d
     return answer
 
 
-@tool(effect=Effect.RECONCILABLE, risk="write", resource="order:{order}", reconcile=find_refund)
+@tool(effect=Effect.RECONCILABLE, risk="write", resource="order:{order}", reconcile=find_refund, trusted=True)
 async def refund_and_check(order: str, amount: Amount, *, context: ToolContext) -> dict[str, JsonValue]:
     """Refund an order; what became of it can be asked afterwards."""
     answer = await _ask(context, "POST", "/refunds", {"order": order, "amount": f"{amount:.2f}"})
@@ -62,7 +62,7 @@ async def refund_and_check(order: str, amount: Amount, *, context: ToolContext) 
     return answer
 
 
-@tool(effect=Effect.AT_MOST_ONCE, risk="egress", resource="order:{order}")
+@tool(effect=Effect.AT_MOST_ONCE, risk="egress", resource="order:{order}", trusted=True)
 async def tell_customer(order: str, text: str, *, context: ToolContext) -> dict[str, JsonValue]:
     """Tell the customer of an order something."""
     answer = await _ask(context, "POST", "/messages", {"order": order, "text": text})
@@ -70,13 +70,13 @@ async def tell_customer(order: str, text: str, *, context: ToolContext) -> dict[
     return answer
 
 
-@tool(effect=Effect.READ)
+@tool(effect=Effect.READ, trusted=True)
 async def echo(text: str, times: int = 1) -> str:
     """Say a text again."""
     return text * times
 
 
-@tool(effect=Effect.READ, resource="order:{order}", cache=timedelta(hours=1))
+@tool(effect=Effect.READ, resource="order:{order}", cache=timedelta(hours=1), trusted=True)
 async def remember_order(order: str, *, context: ToolContext) -> dict[str, JsonValue]:
     """Look up an order, or remember it from the last time."""
     answer = await _ask(context, "GET", f"/orders/{order}")
@@ -84,7 +84,7 @@ async def remember_order(order: str, *, context: ToolContext) -> dict[str, JsonV
     return answer
 
 
-@tool(effect=Effect.READ)
+@tool(effect=Effect.READ, trusted=True)
 async def forbidden(text: str) -> str:
     """Do what is forbidden unless one says please."""
     return text
