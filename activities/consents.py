@@ -25,12 +25,19 @@ async def problem(connection: Connection, consent: Consent, bound: Bound, ladder
     """
     if ladder is None:
         return "nobody was asked this"
-    if (wrong := right_problem(consent, ladder, requester)) is not None or consent.signature is None:
+    if (wrong := right_problem(consent, ladder, requester)) is not None:
         return wrong
-    keys = await approver_keys.load(connection, bound.tenant, [consent.signature.key])
-    if (wrong := consent_problem(consent, bound, keys.get(consent.signature.key), signatures.verify)) is not None:
-        return wrong
-    return None if await _use_up(connection, bound, consent) else USED
+    signed = [voice for voice in consent.voices if voice.signature is not None]
+    wanted = [voice.signature.key for voice in signed if voice.signature is not None]
+    keys = await approver_keys.load(connection, bound.tenant, wanted) if wanted else {}
+    for voice in signed:
+        assert voice.signature is not None
+        if (wrong := consent_problem(voice, bound, keys.get(voice.signature.key), signatures.verify)) is not None:
+            return wrong
+    for voice in signed:
+        if not await _use_up(connection, bound, voice):
+            return USED
+    return None
 
 
 async def used_elsewhere(connection: Connection, tenant: TenantId, key: str, nonce: str, signature: str) -> bool:

@@ -133,7 +133,7 @@ async def decide_approval(connection: Connection, call: ToolCallRequest, consent
         call.run_id,
         consent.approval_id,
         consent.approved,
-        consent.by,
+        consent.people,
         consent.reason,
         consent.decided_at,
         consent.digest,

@@ -363,7 +363,7 @@ async def _write_decision(connection: Connection, tenant: TenantId, run: RunId, 
         " approved, decided_by, reason, decided_at) select $1, $2, $3, $4, -1, $5, '', $6, terms ->> 'policy_digest', '{}',"
         " $7, $8, $9, $10 from run where tenant = $1 and run_id = $2 on conflict do nothing returning 1",
         tenant, run, decision.approval_id, turn, decision.kind, decision.digest,
-        decision.approved, decision.by, decision.reason, decision.decided_at,
+        decision.approved, decision.people, decision.reason, decision.decided_at,
     )  # fmt: skip
     if new:
         await audit.append(connection, tenant, run, "approval_decided", decision.audited())

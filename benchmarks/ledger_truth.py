@@ -68,6 +68,7 @@ class Truth:
     met: Counter[str] = field(default_factory=Counter)
     ended: Counter[str] = field(default_factory=Counter)
     runs: dict[str, RunId] = field(default_factory=dict)
+    deck: list[str] = field(default_factory=list)
     usual: float = 0.05
     """Seconds that an attempt takes now: kills and cancels come at any moment of it."""
 
@@ -151,7 +152,12 @@ class Truth:
         self.ended[str(said)] += 1
 
     def _next_fault(self) -> str:
-        return self.dice.choices([*FAULTS, ""], [*FAULTS.values(), 100 - sum(FAULTS.values())])[0]
+        """Dealt from a shuffled hundred, so that none is missing by chance."""
+        if not self.deck:
+            self.deck = [fault for fault, times in FAULTS.items() for _ in range(times)]
+            self.deck += [""] * (100 - len(self.deck))
+            self.dice.shuffle(self.deck)
+        return self.deck.pop()
 
     def _reply(self, fault: str) -> Reply:
         if fault.isdecimal():

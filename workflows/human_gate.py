@@ -120,7 +120,7 @@ async def _look_for_undelivered(run: RunScope, approval: Approval) -> None:
 
 async def _arbitrate(run: RunScope, approval: Approval) -> None:
     """A decision was seen after the deadline: did it arrive before, while no worker was there to see it?"""
-    decision = run.state.disputed[approval.id]
+    decision = run.state.disputed[approval.id][0]
     question = ArrivalQuestion(
         run_id=run.request.run_id,
         execution=workflow.info().run_id,

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from durable_agents.domain.canonical import Words, digest, inert, visible
 from durable_agents.domain.durations import Duration
@@ -30,6 +30,15 @@ class Rung(BaseModel):
     approvers: tuple[str, ...] = (ANYBODY,)
     """User ids; `*` is anybody but the requester."""
     within: Duration = Field(gt=timedelta(0), le=timedelta(days=3660))
+    quorum: int = Field(default=1, ge=1, le=10, exclude_if=lambda quorum: quorum == 1)
+    """So many different people must approve; the first of them who denies ends it."""
+
+    @model_validator(mode="after")
+    def _can_be_met(self) -> "Rung":
+        people = {_identity(name) for name in self.approvers}
+        if ANYBODY not in people and not any(name.startswith("@") for name in people) and len(people) < self.quorum:
+            raise ValueError(f"{self.quorum} people must approve, and {len(people)} may")
+        return self
 
 
 class Ladder(BaseModel):
@@ -50,6 +59,61 @@ class ApprovalKind(StrEnum):
     OUTCOME = "outcome"  # an effect's outcome is unknown: did it happen?
     TOP_UP = "top_up"  # a limit is reached: may the run have more?
     TAKE_OVER = "take_over"  # the run's models are at their end: will a human take it over?
+
+
+class Signature(BaseModel):
+    """That the approver said it: Ed25519 over `signatures.signed_form`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    key: KeyId = Field(pattern=r"^k-[0-9a-f]{16}$")
+    nonce: str = Field(pattern=r"^[0-9a-f]{32}$")
+    """Chance, so that no two decisions are one; used up with the effect."""
+    expires_at: AwareDatetime
+    """It must reach the run before."""
+    value: str = Field(pattern=r"^[0-9a-f]{128}$")
+
+
+class Consent(BaseModel):
+    """A decision that counted: what the executor checks again and records beside the effect."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    approval_id: ApprovalId
+    kind: ApprovalKind
+    approved: bool
+    by: UserId
+    reason: str
+    digest: Digest
+    decided_at: AwareDatetime
+    expired: bool = False
+    """Nobody decided in time: `approved` is False and `by` names the deadline."""
+    signature: Signature | None = Field(default=None, exclude_if=lambda signature: signature is None)
+    others: tuple["Consent", ...] = Field(default=(), exclude_if=lambda others: not others)
+    """Where several must approve: those who did before."""
+
+    @property
+    def voices(self) -> tuple["Consent", ...]:
+        """Everybody's, in the order in which they came."""
+        return (*self.others, self)
+
+    @property
+    def people(self) -> str:
+        """Everybody's names."""
+        return ", ".join(voice.by for voice in self.voices)
+
+    def audited(self) -> dict[str, JsonValue]:
+        """The decision as the audit log keeps it."""
+        keys = [voice.signature.key for voice in self.voices if voice.signature is not None]
+        key: dict[str, JsonValue] = {"key": ", ".join(keys)} if keys else {}
+        return {
+            "approval": self.approval_id,
+            "kind": self.kind,
+            "approved": self.approved,
+            "expired": self.expired,
+            "by": self.people,
+            "reason": inert(self.reason, 200),
+            "digest": self.digest,
+            **key,
+        }
 
 
 class Approval(BaseModel):
@@ -73,6 +137,13 @@ class Approval(BaseModel):
     requested_at: AwareDatetime
     deadline: AwareDatetime
     """The end of the current rung, absolute, in workflow time."""
+    agreed: tuple[Consent, ...] = Field(default=(), exclude_if=lambda agreed: not agreed)
+    """Who has approved on this rung, while more must."""
+
+    @property
+    def quorum(self) -> int:
+        """How many different people must approve now."""
+        return self.ladder.rungs[self.rung].quorum
 
     @property
     def approvers(self) -> tuple[str, ...]:
@@ -82,24 +153,13 @@ class Approval(BaseModel):
     @property
     def asked(self) -> str:
         """Who may decide now, as a person reads it."""
-        return "anybody but the requester" if ANYBODY in self.approvers else ", ".join(self.approvers)
+        who = "anybody but the requester" if ANYBODY in self.approvers else ", ".join(self.approvers)
+        return who if self.quorum == 1 else f"{self.quorum} of {who}"
 
     @property
     def asked_since(self) -> datetime:
         """When the current rung began to be asked."""
         return self.deadline - self.ladder.rungs[self.rung].within
-
-
-class Signature(BaseModel):
-    """That the approver said it: Ed25519 over `signatures.signed_form`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    key: KeyId = Field(pattern=r"^k-[0-9a-f]{16}$")
-    nonce: str = Field(pattern=r"^[0-9a-f]{32}$")
-    """Chance, so that no two decisions are one; used up with the effect."""
-    expires_at: AwareDatetime
-    """It must reach the run before."""
-    value: str = Field(pattern=r"^[0-9a-f]{128}$")
 
 
 class ApprovalDecision(BaseModel):
@@ -131,36 +191,6 @@ class ApprovalDecision(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'payload'}: {first['msg']}") from None
-
-
-class Consent(BaseModel):
-    """A decision that counted: what the executor checks again and records beside the effect."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    approval_id: ApprovalId
-    kind: ApprovalKind
-    approved: bool
-    by: UserId
-    reason: str
-    digest: Digest
-    decided_at: AwareDatetime
-    expired: bool = False
-    """Nobody decided in time: `approved` is False and `by` names the deadline."""
-    signature: Signature | None = Field(default=None, exclude_if=lambda signature: signature is None)
-
-    def audited(self) -> dict[str, JsonValue]:
-        """The decision as the audit log keeps it."""
-        key: dict[str, JsonValue] = {} if self.signature is None else {"key": self.signature.key}
-        return {
-            "approval": self.approval_id,
-            "kind": self.kind,
-            "approved": self.approved,
-            "expired": self.expired,
-            "by": self.by,
-            "reason": inert(self.reason, 200),
-            "digest": self.digest,
-            **key,
-        }
 
 
 class Standing(StrEnum):
@@ -215,30 +245,44 @@ def approval_id(bound_to: Digest) -> ApprovalId:
 
 def judge(approval: Approval, decision: ApprovalDecision, now: datetime) -> Judgement:
     """Does this decision count for this open approval at workflow time `now`?"""
-    if decision.digest is not None and decision.digest != approval.digest:
-        return Judgement(standing=Standing.REFUSED, reason="it is bound to other arguments than the ones waiting")
-    if same_person(decision.by, approval.requester):
-        return Judgement(standing=Standing.REFUSED, reason="who asked for the run cannot approve it")
-    if not among(decision.by, approval.approvers):
-        return Judgement(standing=Standing.REFUSED, reason=f"{decision.by} is not among the approvers asked now")
-    if approval.ladder.signed and decision.signature is None:
-        return Judgement(standing=Standing.REFUSED, reason=UNSIGNED)
+    if (refusal := _refusal(approval, decision)) is not None:
+        return Judgement(standing=Standing.REFUSED, reason=refusal)
     if now >= approval.deadline:
         return Judgement(standing=Standing.LATE, reason=f"the deadline was {approval.deadline.isoformat(timespec='seconds')}")
     return Judgement(standing=Standing.COUNTS)
+
+
+def _refusal(approval: Approval, decision: ApprovalDecision) -> str | None:
+    """Why it counts at no time."""
+    if decision.digest is not None and decision.digest != approval.digest:
+        return "it is bound to other arguments than the ones waiting"
+    if same_person(decision.by, approval.requester):
+        return "who asked for the run cannot approve it"
+    if not among(decision.by, approval.approvers):
+        return f"{decision.by} is not among the approvers asked now"
+    if approval.ladder.signed and decision.signature is None:
+        return UNSIGNED
+    if decision.decision == "approve" and any(same_person(decision.by, voice.by) for voice in approval.agreed):
+        return f"{decision.by} has approved it already, {len(approval.agreed)} of {approval.quorum} have"
+    return None
 
 
 def right_problem(consent: Consent, ladder: Ladder, requester: str) -> str | None:
     """Why these people may not have decided this, whatever a run believes; None: they may. Silence is always a no."""
     if consent.expired and not consent.approved:
         return None
-    if same_person(consent.by, requester):
-        return "who asked for the run cannot approve it"
-    if not any(among(consent.by, rung.approvers) for rung in ladder.rungs):
-        return f"{consent.by} is not among the approvers"
-    if ladder.signed and consent.signature is None:
-        return UNSIGNED
-    return None
+    voices = consent.voices
+    asked = [rung for rung in ladder.rungs if all(among(voice.by, rung.approvers) for voice in voices)]
+    people = {_identity(voice.by) for voice in voices}
+    enough = not consent.approved or len(people) >= min((rung.quorum for rung in asked), default=1)
+    held_against_it = (
+        (any(same_person(voice.by, requester) for voice in voices), "who asked for the run cannot approve it"),
+        (any(voice.approved is not consent.approved for voice in voices), "they do not say the same"),
+        (not asked, f"{consent.people} is not among the approvers"),
+        (not enough, f"too few have approved: {consent.people}"),
+        (ladder.signed and any(voice.signature is None for voice in voices), UNSIGNED),
+    )
+    return next((reason for is_so, reason in held_against_it if is_so), None)
 
 
 def escalated(approval: Approval, now: datetime) -> Approval | None:
@@ -247,7 +291,13 @@ def escalated(approval: Approval, now: datetime) -> Approval | None:
     if following >= len(approval.ladder.rungs):
         return None
     deadline = now + approval.ladder.rungs[following].within
-    return approval.model_copy(update={"rung": following, "deadline": deadline})
+    return approval.model_copy(update={"rung": following, "deadline": deadline, "agreed": ()})
+
+
+def agreeing(approval: Approval, voice: Consent) -> Approval | None:
+    """The approval with one more who has approved; None: nobody else needs to."""
+    agreed = (*approval.agreed, voice)
+    return approval.model_copy(update={"agreed": agreed}) if len(agreed) < approval.quorum else None
 
 
 def consent(approval: Approval, decision: ApprovalDecision, decided_at: datetime) -> Consent:
@@ -261,6 +311,7 @@ def consent(approval: Approval, decision: ApprovalDecision, decided_at: datetime
         digest=approval.digest,
         decided_at=decided_at,
         signature=decision.signature,
+        others=approval.agreed if decision.decision == "approve" else (),
     )
 
 

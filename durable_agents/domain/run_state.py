@@ -11,7 +11,17 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
 from durable_agents.domain import audit, scarcity
 from durable_agents.domain.agents import Admitted
-from durable_agents.domain.approvals import Approval, ApprovalDecision, Consent, Judgement, Standing, consent, judge
+from durable_agents.domain.approvals import (
+    Approval,
+    ApprovalDecision,
+    Consent,
+    Judgement,
+    Standing,
+    agreeing,
+    consent,
+    judge,
+    same_person,
+)
 from durable_agents.domain.budgets import Budget, Elapsed, Spend, raised, used_percent
 from durable_agents.domain.canonical import inert
 from durable_agents.domain.failures import Failure
@@ -108,7 +118,7 @@ class RunState(BaseModel):
     """The tool calls of this turn while they are being dealt with."""
     approvals: tuple[Approval, ...] = ()
     decided: dict[ApprovalId, Consent] = {}
-    disputed: dict[ApprovalId, ApprovalDecision] = {}
+    disputed: dict[ApprovalId, tuple[ApprovalDecision, ...]] = {}
     """Decisions seen after the deadline that may have arrived before it (no worker was there to see them)."""
     unverified: tuple[Unverified, ...] = ()
     """Decisions whose signatures are being verified, in the order in which they arrived."""
@@ -304,7 +314,7 @@ def closed(state: RunState, now: datetime, decision: Consent) -> RunState:
     )
     changed = _none_to_verify(changed, decision.approval_id)
     outcome = "expired" if decision.expired else "approved" if decision.approved else "denied"
-    return noted(changed, now, f"{outcome} by {decision.by}" + (f": {decision.reason}" if decision.reason else ""))
+    return noted(changed, now, f"{outcome} by {decision.people}" + (f": {decision.reason}" if decision.reason else ""))
 
 
 def judged(state: RunState, now: datetime, decision: ApprovalDecision) -> Judgement:
@@ -346,6 +356,11 @@ def verified(state: RunState, approval: ApprovalId, problems: Sequence[str]) -> 
 def found(state: RunState, stored_at: datetime, decision: ApprovalDecision) -> RunState:
     """A decision was stored at that time, and may never have been delivered; one that was is not judged again."""
     refused = judged(state, stored_at, decision).standing is Standing.REFUSED
+    approval = state.approval(decision.approval_id)
+    if approval is not None and any(
+        voice.signature == decision.signature and voice.by == decision.by for voice in approval.agreed
+    ):
+        return state
     if refused and any(entry.excerpt == inert(decision.excerpt, LINE_KEPT) for entry in state.rejected):
         return state
     return received(state, stored_at, STORED, decision)
@@ -356,10 +371,27 @@ def accepted(state: RunState, now: datetime, message: str, decision: ApprovalDec
     judgement = judged(state, now, decision)
     approval = state.approval(decision.approval_id)
     if approval is not None and judgement.standing is Standing.COUNTS:
-        return state.model_copy(update={"decided": {**state.decided, decision.approval_id: consent(approval, decision, now)}})
-    if approval is not None and judgement.standing is Standing.LATE and decision.approval_id not in state.disputed:
-        return state.model_copy(update={"disputed": {**state.disputed, decision.approval_id: decision}})
+        return _said(state, now, approval, consent(approval, decision, now))
+    if approval is not None and judgement.standing is Standing.LATE and _is_new(state, approval, decision):
+        late = (*state.disputed.get(approval.id, ()), decision)
+        return state.model_copy(update={"disputed": {**state.disputed, approval.id: late}})
     return rejected(state, now, message, judgement.reason, decision.excerpt)
+
+
+def _said(state: RunState, now: datetime, approval: Approval, voice: Consent) -> RunState:
+    """It counts: the approval is decided, or one of those who must approve has."""
+    following = agreeing(approval, voice.model_copy(update={"others": ()})) if voice.approved else None
+    if following is None:
+        return state.model_copy(update={"decided": {**state.decided, approval.id: voice}})
+    others = tuple(following if one.id == approval.id else one for one in state.approvals)
+    changed = state.model_copy(update={"approvals": others})
+    return noted(changed, now, f"approved by {voice.by}, {len(following.agreed)} of {following.quorum}: {approval.title}")
+
+
+def _is_new(state: RunState, approval: Approval, decision: ApprovalDecision) -> bool:
+    """May this late decision matter beside those that are disputed already? Of each person one, and no more than must approve."""
+    late = state.disputed.get(approval.id, ())
+    return len(late) < approval.quorum and not any(same_person(one.by, decision.by) for one in late)
 
 
 def _none_to_verify(state: RunState, approval: ApprovalId) -> RunState:
@@ -382,8 +414,10 @@ def rejected(state: RunState, now: datetime, message: str, reason: str, excerpt:
 
 
 def undisputed(state: RunState, approval: ApprovalId) -> RunState:
-    """The dispute about a decision is settled."""
-    return state.model_copy(update={"disputed": {key: value for key, value in state.disputed.items() if key != approval}})
+    """The dispute about the first disputed decision is settled."""
+    others = {key: value for key, value in state.disputed.items() if key != approval}
+    rest = state.disputed.get(approval, ())[1:]
+    return state.model_copy(update={"disputed": {**others, approval: rest} if rest else others})
 
 
 def budget_raised(state: RunState, now: datetime, change: BudgetRaise) -> RunState:

@@ -86,6 +86,7 @@ class Outcome(StrEnum):
     """What became of a decision, as far as can be seen from here."""
 
     COUNTED = "counted"
+    COUNTED_SO_FAR = "counted_so_far"  # more people must approve
     BEING_JUDGED = "being_judged"  # seen by a worker, e.g. it came near the deadline
     STORED = "stored"  # no worker has seen it yet
 
@@ -106,7 +107,8 @@ async def decide(session: Session, said: Said) -> ExitCode:
             await send(wanted if asked is None else asked, reason=said.reason, by=said.by, key=key)
         except NotFound as error:
             raise await ended_or_unknown(handle, error) from None
-    outcome = await _seen(handle, wanted, before.rejected_messages) if before else Outcome.STORED
+    agreed = len(asked.agreed) if asked else 0
+    outcome = await _seen(handle, wanted, before.rejected_messages, agreed) if before else Outcome.STORED
     screen.line(_in_words(outcome, said.verb, wanted, handle))
     if key is None:
         screen.line(f"it is unsigned: {UNSIGNED}", "yellow")
@@ -163,6 +165,8 @@ def _in_words(outcome: Outcome, verb: Literal["approve", "deny"], wanted: Approv
     match outcome:
         case Outcome.COUNTED:
             return f"{'approved' if verb == 'approve' else 'denied'} {wanted} of {handle.id}"
+        case Outcome.COUNTED_SO_FAR:
+            return f"approved {wanted} of {handle.id}; more people must, `pending` says how many"
         case Outcome.BEING_JUDGED:
             return f"{verb} {wanted} has arrived in {handle.id} and is still being judged: look at `status`"
         case Outcome.STORED:
@@ -194,7 +198,7 @@ async def _waiting_by_server(connection: Connection, handle: RunHandle) -> list[
     return [ApprovalId(one) for one in description.typed_search_attributes.get(PENDING_APPROVALS) or ()]
 
 
-async def _seen(handle: RunHandle, wanted: ApprovalId, known: tuple[RejectedMessage, ...]) -> Outcome:
+async def _seen(handle: RunHandle, wanted: ApprovalId, known: tuple[RejectedMessage, ...], agreed: int) -> Outcome:
     """Look for up to 5 s whether the decision counted.
 
     Raises:
@@ -203,17 +207,19 @@ async def _seen(handle: RunHandle, wanted: ApprovalId, known: tuple[RejectedMess
     outcome = Outcome.STORED
     try:
         async with asyncio.timeout(CONFIRM_WITHIN.total_seconds()):
-            while outcome is not Outcome.COUNTED:
-                outcome = _judged(handle, await handle.status(), wanted, known)
+            while outcome not in (Outcome.COUNTED, Outcome.COUNTED_SO_FAR):
+                outcome = _judged(handle, await handle.status(), wanted, known, agreed)
                 await asyncio.sleep(LOOK_EVERY.total_seconds())
     except (TimeoutError, NoWorker):
         pass
     return outcome
 
 
-def _judged(handle: RunHandle, view: RunView, wanted: ApprovalId, known: tuple[RejectedMessage, ...]) -> Outcome:
+def _judged(handle: RunHandle, view: RunView, wanted: ApprovalId, known: tuple[RejectedMessage, ...], agreed: int) -> Outcome:
     for entry in view.rejected_messages:
         if entry not in known and f" {wanted} " in entry.excerpt:
             raise CliError(f"{handle.id} refused it ({entry.reason}): nothing was done, look at `status`", ExitCode.REFUSED)
-    still = any(one.id == wanted for one in view.pending_approvals)
-    return Outcome.BEING_JUDGED if still else Outcome.COUNTED
+    still = next((one for one in view.pending_approvals if one.id == wanted), None)
+    if still is not None and len(still.agreed) > agreed:
+        return Outcome.COUNTED_SO_FAR
+    return Outcome.COUNTED if still is None else Outcome.BEING_JUDGED

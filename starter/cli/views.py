@@ -28,6 +28,7 @@ def show_approval(screen: Screen, run: RunId, approval: Approval, address: str |
             ("bound to", f"{approval.digest[:16]}… (tool, arguments, run and policy: another argument is another approval)"),
             ("asked for by", approval.requester),
             ("may decide", _approvers(approval)),
+            *([("must approve", _quorum(approval))] if approval.quorum > 1 else []),
             ("deadline", _deadline(approval)),
             ("signature", "wanted: only signed decisions count" if approval.ladder.signed else f"not wanted: {UNSIGNED}"),
             *([("untrusted, the model says", f"“{approval.model_says}”")] if approval.model_says else []),
@@ -46,6 +47,11 @@ def _approvers(approval: Approval) -> str:
     named = ", ".join("anybody" if person == ANYBODY else person for person in approval.approvers)
     rungs = len(approval.ladder.rungs)
     return f"{named}, but not {approval.requester}" + (f" (rung {approval.rung + 1} of {rungs})" if rungs > 1 else "")
+
+
+def _quorum(approval: Approval) -> str:
+    agreed = ", ".join(voice.by for voice in approval.agreed)
+    return f"{approval.quorum} different people" + (f"; so far {agreed}" if agreed else "")
 
 
 def _deadline(approval: Approval) -> str:

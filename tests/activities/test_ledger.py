@@ -164,6 +164,19 @@ async def test_the_same_movement_twice_moves_once(books: Books) -> None:
     assert await books.differences() == []
 
 
+async def test_a_settlement_of_the_whole_hold_moves_once_although_another_call_holds_as_much(books: Books) -> None:
+    """It leaves no entry of a rest behind: only that of what was spent says that it is done."""
+    run = await books.open_run("r")
+    for transfer in ("1.1", "2.1"):
+        await books.hold(run, transfer, CALL)
+    for _ in range(2):
+        await books.settle(run, "1.1", CALL, CALL)
+    async with books.database.transaction(run.tenant) as connection:
+        row = await connection.fetchrow("select held_micros, spent_micros from envelope")
+    assert row is not None
+    assert tuple(row) == (100, 100)
+
+
 async def test_what_a_provider_bills_beyond_the_hold_is_overrun_and_somebody_is_told(books: Books) -> None:
     """It is no reason to break the ceiling of what we decide, and no reason to keep quiet."""
     run = await books.open_run("r")

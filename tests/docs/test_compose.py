@@ -48,6 +48,7 @@ DYNAMIC_CONFIG_FILE = DEPLOY / "dynamicconfig" / "agents.yaml"
 ABSENT = {
     "DURABLE_AGENTS_STATE_DIR": "only the embedded servers keep state on a disk",
     "DURABLE_AGENTS_IDENTITY": "who decides is a matter of whoever decides; a worker decides nothing",
+    "DURABLE_AGENTS_SIGNING_KEY": "a worker that could sign would need nobody's consent",
     "DURABLE_AGENTS_OWNER_DATABASE_URL": "a worker that had it could switch row-level security off",
 }
 """What `Settings` reads and the worker is deliberately not given."""

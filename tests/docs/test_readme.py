@@ -49,6 +49,7 @@ NOT_RUN = {
     "README.md: export TEMPORAL_ADDRESS=temporal.example.com:7233 TEMPORAL_NAMESPACE=agents",
     "README.md: cp deploy/.env.example deploy/.env         # and fill in what is empty",
     "money.md: python -m starter ledger settle run:acme:order-A-1001 3 1",
+    "consent.md: python -m starter approve order-A-1005 --tenant acme --by ann --key ann.key",
     "web-ui.md: temporal activity pause --workflow-id run:acme:order-A-1001 --activity-id tool-2.0",
 }
 """Every block that is not run, by its page and the beginning of its first line."""

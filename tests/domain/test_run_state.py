@@ -133,7 +133,7 @@ def test_a_late_decision_is_kept_for_arbitration_once() -> None:
     one = number(1)
     late = NOW + HOUR
     first = received(waiting_for(one), late, "submit_approval", decision(one, reason="first"))
-    assert first.disputed[one.id].reason == "first"
+    assert first.disputed[one.id][0].reason == "first"
     assert first.decided == {}
     second = received(first, late, "submit_approval", decision(one, reason="second"))
     assert second.disputed == first.disputed

@@ -326,3 +326,61 @@ async def test_a_signed_ladder_escalates_and_expires_like_any(skipping: Skipping
     assert (result.status, result.output) == (RunStatus.COMPLETED, "Nobody answered.")
     assert (await skipping.shop_counts())["messages"] == 0
     await skipping.replay(run)
+
+
+async def test_two_people_must_approve_where_the_rung_says_so(world: World) -> None:
+    """One of them under two names is one; the effect waits for the second, and the record names both."""
+    await world.script(turns(tell("TWO"), "done"))
+    async with world.worker():
+        run = await world.start()
+        (approval,) = await pending(run)
+        for by in ("ann", "ANN", "requester"):
+            await run.approve(approval, by=by)
+        assert "has approved it already, 1 of 2 have" in await rejected(run, 2)
+        ((voice,),) = [one.agreed for one in await run.pending_approvals()]
+        assert voice.by == "ann"
+        assert (await world.shop_counts())["messages"] == 0
+        await run.approve(approval, by="bob")
+        assert (await run.result()).status is RunStatus.COMPLETED
+    assert (await world.shop_counts())["messages"] == 1
+    (row,) = await world.rows("select decided_by from approval")
+    assert row["decided_by"] == "ann, bob"
+    await world.replay(run)
+
+
+async def test_two_signed_decisions_in_time_count_even_if_every_worker_was_down_beyond_the_deadline(world: World) -> None:
+    """Both are verified, both are found in the history, both are used up."""
+    await world.script(turns(tell("TWO SIGNED QUICK"), "done"))
+    ann, bob = await add_key(world, "ann"), await add_key(world, "bob")
+    async with world.worker():
+        run = await world.start()
+        (approval,) = await pending(run)
+    await run.approve(approval, by="ann", key=ann)
+    await run.approve(approval, by="bob", key=bob)
+    await passed(approval)
+    async with world.worker():
+        assert (await run.result()).status is RunStatus.COMPLETED
+    assert (await world.shop_counts())["messages"] == 1
+    assert {row["key_id"] for row in await world.rows("select key_id from used_nonce")} == {ann.key, bob.key}
+    await world.replay(run)
+
+
+async def test_a_flaw_in_one_of_two_decisions_stops_the_effect(world: World) -> None:
+    """The key of the first of two is revoked before the second has spoken."""
+    await world.script(turns(tell("TWO SIGNED QUICK"), "I could not."))
+    ann, bob = await add_key(world, "ann"), await add_key(world, "bob")
+    async with world.worker():
+        run = await world.start()
+        (approval,) = await pending(run)
+        await run.approve(approval, by="ann", key=ann)
+
+        async def half() -> bool:
+            return any(one.agreed for one in await run.pending_approvals())
+
+        await eventually(half)
+        await revoke_key(world, ann)
+        await run.approve(approval, by="bob", key=bob)
+        assert (await run.result()).output == "I could not."
+    assert (await world.shop_counts())["messages"] == 0
+    assert await world.rows("select 1 from used_nonce") == []
+    await world.replay(run)
