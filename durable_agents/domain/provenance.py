@@ -58,14 +58,14 @@ class TrustedText:
         """Does the value stand in the text, whole? What hides characters does not, nor does what only looks like it."""
         if not value.strip() or not all(map(visible, value)):
             return False
-        return value in self.exact or (_is_plain(value) and _folded(unicodedata.normalize("NFC", value)) in self.folded)
+        return value in self.exact or (_plain(value) == value and _folded(value) in self.folded)
 
 
 def permitted(value: str, patterns: Iterable[str]) -> bool:
     """Is the value on the policy's list? `*` is a part of a name or host, `**` also what follows it in an address."""
-    if not value or not all(map(visible, value)) or not _is_plain(value):
+    if not value or _plain(value) != value:
         return False
-    folded = _folded(unicodedata.normalize("NFC", value))
+    folded = _folded(value)
     return any(_pattern(pattern).fullmatch(folded) for pattern in patterns)
 
 
@@ -141,10 +141,6 @@ def _plain(token: str) -> str:
     """One spelling for what looks alike by Unicode's own account, and nothing that is not seen."""
     compatible = unicodedata.normalize("NFKC", token)
     return unicodedata.normalize("NFKC", "".join(char for char in compatible if visible(char)))
-
-
-def _is_plain(value: str) -> bool:
-    return _plain(value) == unicodedata.normalize("NFC", value)
 
 
 def _folded(token: str) -> str:

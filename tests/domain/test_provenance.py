@@ -27,7 +27,7 @@ around = st.sampled_from(
 HIDDEN = ["\u200b", "\u200d", "\u2060", "\ufeff", "\u00ad", "\u202e", "\u034f", "\ufe0f", "\u3164", "\x00", "\x1b", "\U000e0041"]
 LOOK_ALIKES = [
     "b\u043eb@example.com", "bob@ex\u0430mple.com", "\uff42\uff4f\uff42@example.com", "bob\uff20example.com",
-    "bob@example\uff0ecom", "bob@examp1e.com", "\U0001d41bob@example.com", "bob@example.\u217dom", "bob@exampl\u212e.com",
+    "bob@example\uff0ecom", "bob@examp1e.com", "\U0001d41bob@example.com", "bob@example.\u217dom", "bob@exampl\u212e.com", "\u212aate@example.com",
 ]  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def test_a_destination_that_stands_alone_is_found(before: str, left: str, wanted
 def test_a_part_of_a_word_is_never_found(wanted: str, other: str, joiner: str, edge: str) -> None:
     """`bob@example.com` is another person than notbob@example.com, and than bob@example.com.evil."""
     for text in (f"{other}{wanted}", f"{wanted}{other}", f"{other}{joiner}{wanted}", f"{wanted}{joiner}{other}"):
-        assert not text_of(f"x{edge}{text}{edge}y").has(wanted), text
+        assert not text_of(f"##{edge}{text}{edge}##").has(wanted), text
         assert not text_of("", [text]).has(wanted), text
 
 
@@ -84,8 +84,8 @@ def test_what_hides_characters_is_never_found(wanted: str, hidden: str, place: i
 @pytest.mark.parametrize("look_alike", LOOK_ALIKES)
 def test_what_only_looks_the_same_is_not_found(look_alike: str) -> None:
     """Another alphabet's letters, and the compatibility forms that servers may or may not map to the plain ones."""
-    assert not text_of(f"write to {BOB}").has(look_alike)
-    assert not permitted(look_alike, [BOB])
+    assert not text_of(f"write to {BOB} or kate@example.com").has(look_alike)
+    assert not permitted(look_alike, [BOB, "kate@example.com", "**"] if look_alike[0] == "\u212a" else [BOB])
 
 
 @checked
