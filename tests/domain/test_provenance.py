@@ -27,7 +27,8 @@ around = st.sampled_from(
 HIDDEN = ["\u200b", "\u200d", "\u2060", "\ufeff", "\u00ad", "\u202e", "\u034f", "\ufe0f", "\u3164", "\x00", "\x1b", "\U000e0041"]
 LOOK_ALIKES = [
     "b\u043eb@example.com", "bob@ex\u0430mple.com", "\uff42\uff4f\uff42@example.com", "bob\uff20example.com",
-    "bob@example\uff0ecom", "bob@examp1e.com", "\U0001d41bob@example.com", "bob@example.\u217dom", "bob@exampl\u212e.com", "\u212aate@example.com",
+    "bob@example\uff0ecom", "bob@examp1e.com", "\U0001d41bob@example.com", "bob@example.\u217dom", "bob@exampl\u212e.com",
+    "\u212aate@example.com",
 ]  # fmt: skip
 
 
