@@ -12,12 +12,13 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client
 
-from activities import approver_keys, consents, sent_decisions, signatures
+from activities import approver_keys, consents, notifications, sent_decisions, signatures
 from activities.postgres import Connection, Database
 from activities.storage_errors import storage_errors
 from durable_agents.activity_contracts import (
     Arrival,
     ArrivalQuestion,
+    Notice,
     SentDecisionsFound,
     SentQuestion,
     Verification,
@@ -32,7 +33,7 @@ SIGNAL = "submit_approval"
 
 
 class ApprovalActivities:
-    """`find_arrival`, `verify_decisions` and `find_sent_decisions`."""
+    """`find_arrival`, `verify_decisions`, `find_sent_decisions` and `tell_approvers`."""
 
     def __init__(self, temporal: Client, database: Database) -> None:
         self._temporal = temporal
@@ -69,6 +70,13 @@ class ApprovalActivities:
                     connection, question.tenant, question.run_id, question.approval_id, question.since, question.until
                 )
         return SentDecisionsFound(decisions=found)
+
+    @activity.defn
+    async def tell_approvers(self, notice: Notice) -> None:
+        """Write down what those who must decide are told; it is delivered with the next round of upkeep."""
+        with storage_errors():
+            async with self._database.transaction(notice.tenant) as connection:
+                await notifications.write_notice(connection, notice)
 
 
 async def _problem(connection: Connection, bound: Bound, one: Unverified, keys: dict[KeyId, ApproverKey]) -> str:

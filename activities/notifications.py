@@ -6,8 +6,11 @@ A notification is written in the transaction of what it is about, under an id th
 from dataclasses import dataclass
 
 from activities.postgres import Connection, Database
+from durable_agents.activity_contracts import Notice
 from durable_agents.domain.accounts import Crossing
-from durable_agents.domain.identifiers import TenantId
+from durable_agents.domain.approvals import Consent
+from durable_agents.domain.canonical import inert
+from durable_agents.domain.identifiers import RunId, TenantId
 from durable_agents.domain.prices import format_usd
 
 
@@ -33,6 +36,25 @@ async def write_crossing(connection: Connection, tenant: TenantId, crossing: Cro
     name = account.name
     identity = f"budget {name.scope} {name.name} {name.period} {name.starts} {percent}"
     await write(connection, tenant, identity, "budget", title, body)
+
+
+async def write_notice(connection: Connection, notice: Notice) -> None:
+    """Somebody must decide: once for each request, rung and occasion."""
+    words = {"asked": "Decide", "reminder": "Still to decide", "escalation": "Nobody decided, so you are asked"}
+    body = (
+        f"Asked: {notice.asked}, until {notice.deadline:%Y-%m-%d %H:%M} UTC. For {notice.requester}, in {notice.run_id}. "
+        f"See `python -m starter pending {notice.run_id}`."
+    )
+    identity = f"approval {notice.run_id} {notice.approval_id} {notice.rung} {notice.occasion}"
+    title = f"{words[notice.occasion]}: {notice.title}"
+    await write(connection, notice.tenant, identity, "approval", title, body)
+
+
+async def write_decided(connection: Connection, tenant: TenantId, run: RunId, title: str, consent: Consent) -> None:
+    """It is decided: once for each request."""
+    said = "Nobody decided in time" if consent.expired else f"{'Approved' if consent.approved else 'Denied'} by {consent.people}"
+    body = f"{inert(consent.reason, 300)}\nIn {run}.".strip()
+    await write(connection, tenant, f"approval {run} {consent.approval_id} decided", "approval", f"{said}: {title}", body)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ from typing import Literal
 from pydantic import BaseModel, JsonValue
 from temporalio import activity
 
-from activities import audit, dispatches, ledger, transcripts
+from activities import audit, dispatches, ledger, notifications, transcripts
 from activities.agents import AgentCatalog, LoadedAgent
 from activities.heartbeat import fence
 from activities.policies import InForce, in_force_until_commit
 from activities.postgres import Connection
 from activities.runs import RunRecord, load_run
+from durable_agents.activity_contracts import Notice
 from durable_agents.domain.approvals import ApprovalKind, Ladder, approval_digest, approval_id
 from durable_agents.domain.canonical import digest, escape_json, escape_text, inert, restore_json
 from durable_agents.domain.effects import Dispatch, DispatchState, Effect, effect_key
@@ -208,8 +209,25 @@ async def ask(connection: Connection, call: PreparedCall, kind: ApprovalKind, la
         ladder=ladder,
     )
     if await dispatches.open_approval(connection, call.request, needed):
+        await notifications.write_notice(connection, _notice(call, needed))
         await ledger.give_back(connection, call.request.tenant, call.run.payer.run_id, "waits")  # for days, perhaps
         body: dict[str, JsonValue] = {"approval": needed.approval_id, "kind": kind, "tool": needed.tool, "digest": bound}
         body |= {"against": against} if against else {}
         await audit.append(connection, call.request.tenant, call.request.run_id, "approval_asked", body)
     return needed
+
+
+def _notice(call: PreparedCall, needed: ConsentNeeded) -> Notice:
+    """What those who are asked first are told. The deadline is the run's to set, a moment later, by its own clock."""
+    first = needed.ladder.rungs[0]
+    return Notice(
+        tenant=call.request.tenant,
+        run_id=call.request.run_id,
+        approval_id=needed.approval_id,
+        occasion="asked",
+        title=needed.title,
+        asked=first.asked,
+        requester=call.run.user,
+        rung=0,
+        deadline=activity.info().started_time + first.within,
+    )

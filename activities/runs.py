@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 from temporalio import activity
 
-from activities import audit, consents, ledger, transcripts
+from activities import audit, consents, ledger, notifications, transcripts
 from activities.agents import AgentCatalog, LoadedAgent
 from activities.heartbeat import heartbeating
 from activities.ledger import Payer
@@ -366,6 +366,8 @@ async def _write_decision(connection: Connection, tenant: TenantId, run: RunId, 
         decision.approved, decision.people, decision.reason, decision.decided_at,
     )  # fmt: skip
     if new:
+        title = "take the run over" if decision.kind is ApprovalKind.TAKE_OVER else "more budget"
+        await notifications.write_decided(connection, tenant, run, title, decision)
         await audit.append(connection, tenant, run, "approval_decided", decision.audited())
 
 

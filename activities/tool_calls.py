@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities import audit, caches, consents, dispatches, policies, transcripts
+from activities import audit, caches, consents, dispatches, notifications, policies, transcripts
 from activities.agents import AgentCatalog
 from activities.heartbeat import Lease, fence, heartbeating, stale_attempt
 from activities.permissions import evaluate, plain
@@ -28,7 +28,7 @@ from durable_agents.domain.effects import DispatchState, Effect, NextStep, certa
 from durable_agents.domain.identifiers import Digest
 from durable_agents.domain.permissions import Call, Ruling, Verdict, decide
 from durable_agents.domain.provenance import Label, TrustedText, judged, problem
-from durable_agents.domain.tool_calls import ToolCallRequest, ToolOutcome
+from durable_agents.domain.tool_calls import ToolCallRequest, ToolOutcome, call_line
 from durable_agents.domain.tools import ToolContext, ToolFailed, ToolUnavailable, resource_of
 
 CONSENT_MISMATCH = "consent_mismatch"
@@ -233,6 +233,8 @@ async def _record_decision(connection: Connection, call: PreparedCall, consent: 
         await audit.append(connection, call.request.tenant, call.request.run_id, "consent_refused", refused)
         return problem
     if await dispatches.decide_approval(connection, call.request, consent):
+        title = call_line(call.block.tool, call.arguments)
+        await notifications.write_decided(connection, call.request.tenant, call.request.run_id, title, consent)
         since: dict[str, JsonValue] = {} if holds else {"policy_changed_to": call.force.digest}
         body = consent.audited() | since
         await audit.append(connection, call.request.tenant, call.request.run_id, "approval_decided", body)

@@ -13,7 +13,7 @@ from durable_agents.domain.agents import Admitted
 from durable_agents.domain.approvals import ApprovalDecision, Consent
 from durable_agents.domain.audit import Note
 from durable_agents.domain.failures import Failure
-from durable_agents.domain.identifiers import ApprovalId, Digest, RunId, TenantId
+from durable_agents.domain.identifiers import ApprovalId, Digest, RunId, TenantId, UserId
 from durable_agents.domain.model_calls import ModelCallRequest, ModelOutcome
 from durable_agents.domain.run_state import Unverified
 from durable_agents.domain.runs import RunRequest, RunResult
@@ -127,6 +127,21 @@ class SentDecisionsFound(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     decisions: tuple[SentDecision, ...] = ()
+
+
+class Notice(BaseModel):
+    """Input of `tell_approvers`: who must decide what, until when, and why they are told now."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    tenant: TenantId
+    run_id: RunId
+    approval_id: ApprovalId
+    occasion: Literal["asked", "reminder", "escalation"]
+    title: str
+    asked: str
+    requester: UserId
+    rung: int
+    deadline: AwareDatetime
 
 
 class DecisionRecord(BaseModel):
@@ -264,6 +279,12 @@ async def verify_decisions(question: VerificationQuestion) -> Verification:
 @activity.defn
 async def find_sent_decisions(question: SentQuestion) -> SentDecisionsFound:
     """Look up what was decided and may never have been delivered."""
+    raise NotImplementedError
+
+
+@activity.defn
+async def tell_approvers(notice: Notice) -> None:
+    """Write down what those who must decide are told; it is delivered with the next round of upkeep."""
     raise NotImplementedError
 
 

@@ -27,6 +27,7 @@ UNKNOWN_TOOL = ToolPlan(effect=Effect.READ, timeout=timedelta(seconds=1))
 FIND_ARRIVAL = LocalActivityConfig(start_to_close_timeout=timedelta(seconds=10), retry_policy=_PATIENT)
 VERIFY_DECISIONS = FIND_ARRIVAL
 FIND_SENT_DECISIONS = FIND_ARRIVAL
+TELL_APPROVERS = FIND_ARRIVAL
 
 
 def model_call(

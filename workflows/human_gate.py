@@ -2,19 +2,22 @@
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import Literal
 
 from temporalio import workflow
 
 from durable_agents.activity_contracts import (
     ArrivalQuestion,
+    Notice,
     SentQuestion,
     VerificationQuestion,
     find_arrival,
     find_sent_decisions,
+    tell_approvers,
     verify_decisions,
 )
 from durable_agents.domain import approvals, run_state
-from durable_agents.domain.approvals import Approval, Consent, Standing
+from durable_agents.domain.approvals import Approval, ApprovalKind, Consent, Standing
 from durable_agents.domain.identifiers import ApprovalId, CallPath, TenantId, UserId
 from durable_agents.domain.run_state import RunState
 from durable_agents.domain.signatures import Bound
@@ -23,6 +26,8 @@ from workflows import activity_options
 from workflows.run_budget import wall_deadline
 from workflows.run_scope import RunScope
 
+_OF_THE_RUN = (ApprovalKind.TOP_UP, ApprovalKind.TAKE_OVER)
+"""What no executor asks, and so none tells people of."""
 VERIFIED_AT_ONCE = 200
 """Decisions; what is wrong with each goes into history."""
 
@@ -32,8 +37,11 @@ async def consent_for(
 ) -> Consent | None:
     """Ask, and wait for the one outcome. None: waiting was interrupted, or the question is `moot`; the run knows which."""
     opened = _approval(run, needed, path)
+    fresh = run.state.approval(opened.id) is None
     run.apply(run_state.asked, workflow.now(), opened)
     run.apply(_waiting, 1)
+    if opened.kind in _OF_THE_RUN and fresh:
+        await _tell(run, opened, "asked")
     consent = await _outcome(run, needed.approval_id, moot)
     run.apply(_waiting, -1)
     if consent is not None:
@@ -57,7 +65,8 @@ async def _outcome(run: RunScope, wanted: ApprovalId, moot: Callable[[], bool]) 
         if run.interrupted or moot() or _out_of_time(run.state):
             return None
         if workflow.now() < approval.deadline:
-            await _wait(run, approval, moot)
+            due = approval.remind_at is not None and approval.remind_at <= workflow.now()
+            await (_remind(run, approval) if due else _wait(run, approval, moot))
             continue
         if looked != approval.deadline:
             looked = approval.deadline
@@ -67,11 +76,12 @@ async def _outcome(run: RunScope, wanted: ApprovalId, moot: Callable[[], bool]) 
         if following is None:
             return approvals.expiry(approval, workflow.now())
         run.apply(run_state.escalated, workflow.now(), following)
+        await _tell(run, following, "escalation")
 
 
 async def _wait(run: RunScope, approval: Approval, moot: Callable[[], bool]) -> None:
     """Until something about this approval changes, its deadline passes, or the run's own time is over."""
-    end = min(approval.deadline, wall_deadline(run.state) or approval.deadline)
+    end = min(approval.deadline, wall_deadline(run.state) or approval.deadline, approval.remind_at or approval.deadline)
 
     def stirred() -> bool:
         state = run.state
@@ -104,8 +114,32 @@ async def _verify(run: RunScope, approval: Approval) -> None:
     run.apply(run_state.verified, approval.id, answer.problems)
 
 
+async def _tell(run: RunScope, approval: Approval, occasion: Literal["asked", "reminder", "escalation"]) -> None:
+    """Tell those who are asked now. Tool calls are told of where they are asked about, by the executor."""
+    notice = Notice(
+        tenant=TenantId(run.request.tenant),
+        run_id=run.request.run_id,
+        approval_id=approval.id,
+        occasion=occasion,
+        title=approval.title,
+        asked=approval.asked,
+        requester=approval.requester,
+        rung=approval.rung,
+        deadline=approval.deadline,
+    )
+    await workflow.execute_local_activity(tell_approvers, notice, **activity_options.TELL_APPROVERS)
+
+
+async def _remind(run: RunScope, approval: Approval) -> None:
+    """Nobody has decided for so long: was a decision lost, or must people be told again?"""
+    await _look_for_undelivered(run, approval)
+    if approval.id not in run.state.decided and not run.state.to_verify(approval.id):
+        await _tell(run, approval, "reminder")
+    run.apply(run_state.reminded, workflow.now(), approval.id)
+
+
 async def _look_for_undelivered(run: RunScope, approval: Approval) -> None:
-    """The deadline has come and nobody decided: or did somebody, and the message was lost?"""
+    """A reminder is due, or the deadline has come, and nobody decided: or did somebody, and the message was lost?"""
     question = SentQuestion(
         tenant=TenantId(run.request.tenant),
         run_id=run.request.run_id,

@@ -33,12 +33,28 @@ class Rung(BaseModel):
     quorum: int = Field(default=1, ge=1, le=10, exclude_if=lambda quorum: quorum == 1)
     """So many different people must approve; the first of them who denies ends it."""
 
+    remind: Duration | None = Field(default=None, gt=timedelta(0), exclude_if=lambda remind: remind is None)
+    """So long after they were asked they are reminded, once."""
+
+    @model_validator(mode="after")
+    def _reminds_in_time(self) -> "Rung":
+        if self.remind is not None and self.remind >= self.within:
+            raise ValueError("`remind` comes after `within` is over: nobody would be reminded")
+        return self
+
     @model_validator(mode="after")
     def _can_be_met(self) -> "Rung":
         people = {_identity(name) for name in self.approvers}
-        if ANYBODY not in people and not any(name.startswith("@") for name in people) and len(people) < self.quorum:
+        countable = ANYBODY not in people and not any(name.startswith("@") for name in people)
+        if self.quorum > 1 and countable and len(people) < self.quorum:
             raise ValueError(f"{self.quorum} people must approve, and {len(people)} may")
         return self
+
+    @property
+    def asked(self) -> str:
+        """Who is asked, as a person reads it."""
+        who = "anybody but the requester" if ANYBODY in self.approvers else ", ".join(self.approvers)
+        return who if self.quorum == 1 else f"{self.quorum} of {who}"
 
 
 class Ladder(BaseModel):
@@ -139,6 +155,8 @@ class Approval(BaseModel):
     """The end of the current rung, absolute, in workflow time."""
     agreed: tuple[Consent, ...] = Field(default=(), exclude_if=lambda agreed: not agreed)
     """Who has approved on this rung, while more must."""
+    reminded: bool = Field(default=False, exclude_if=lambda reminded: not reminded)
+    """Have those who are asked now been reminded?"""
 
     @property
     def quorum(self) -> int:
@@ -153,8 +171,13 @@ class Approval(BaseModel):
     @property
     def asked(self) -> str:
         """Who may decide now, as a person reads it."""
-        who = "anybody but the requester" if ANYBODY in self.approvers else ", ".join(self.approvers)
-        return who if self.quorum == 1 else f"{self.quorum} of {who}"
+        return self.ladder.rungs[self.rung].asked
+
+    @property
+    def remind_at(self) -> datetime | None:
+        """When those who are asked now are to be reminded; None: they are not, or have been."""
+        after = self.ladder.rungs[self.rung].remind
+        return None if after is None or self.reminded else self.asked_since + after
 
     @property
     def asked_since(self) -> datetime:
@@ -291,7 +314,7 @@ def escalated(approval: Approval, now: datetime) -> Approval | None:
     if following >= len(approval.ladder.rungs):
         return None
     deadline = now + approval.ladder.rungs[following].within
-    return approval.model_copy(update={"rung": following, "deadline": deadline, "agreed": ()})
+    return approval.model_copy(update={"rung": following, "deadline": deadline, "agreed": (), "reminded": False})
 
 
 def agreeing(approval: Approval, voice: Consent) -> Approval | None:

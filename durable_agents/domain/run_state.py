@@ -300,6 +300,12 @@ def escalated(state: RunState, now: datetime, approval: Approval) -> RunState:
     return noted(changed, now, f"nobody decided; asks {approval.asked}: {approval.title}")
 
 
+def reminded(state: RunState, now: datetime, wanted: ApprovalId) -> RunState:
+    """Those who are asked have been asked again."""
+    approvals = tuple(one.model_copy(update={"reminded": True}) if one.id == wanted else one for one in state.approvals)
+    return noted(state.model_copy(update={"approvals": approvals}), now, f"reminds of {wanted}")
+
+
 def closed(state: RunState, now: datetime, decision: Consent) -> RunState:
     """An approval has its one outcome."""
     decided = {key: value for key, value in state.decided.items() if key != decision.approval_id}

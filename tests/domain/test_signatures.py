@@ -216,6 +216,14 @@ def test_a_decision_that_arrived_in_time_counts_however_long_verifying_takes() -
     assert GATE.verify(before).decided[REQUEST.id].decided_at == REQUEST.deadline - MOMENT
 
 
+def test_what_is_not_verified_when_its_approval_is_over_is_over_too() -> None:
+    """Were it kept, a run could never continue as new; were it dropped, its sender would not see why."""
+    waiting = received(WAITING, LIFE, "submit_approval", right())
+    after = closed(waiting, LIFE, expiry(REQUEST, LIFE))
+    assert after.unverified == ()
+    assert [entry.reason for entry in after.rejected] == [SETTLED_BEFORE]
+
+
 def test_a_cancel_while_a_signature_is_verified_comes_first() -> None:
     """Who has cancelled must not see the effect happen afterwards."""
     waiting = received(WAITING, LIFE, "submit_approval", right())

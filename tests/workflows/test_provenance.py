@@ -169,6 +169,24 @@ async def test_what_was_asked_for_before_anything_was_read_needs_nobody(world: W
     assert await sent(world) == ["send_mail"]
 
 
+async def test_a_yes_that_comes_after_the_page_was_read_makes_nobodys_wish_of_the_call(world: World) -> None:
+    """What counts is what the model had read when it asked, however long a human takes: else delays would change the reasons."""
+    await world.script(turns([READ, pay("A-1009", "200.00")], "done"))
+    async with world.worker():
+        run = await world.start(agent="mailer")
+        approval = await one_asked(run)
+        assert WHY not in approval.facts
+
+        async def is_read() -> bool:
+            return [tool for tool, _, _ in await outcomes(world)] == ["read_page"]
+
+        await eventually(is_read)
+        await run.approve(approval.id, by="bob")
+        await finish(world, run)
+    assert await sent(world) == ["issue_refund"]
+    assert all("against" not in body for body in await events(world, "tool_dispatched"))
+
+
 async def test_every_message_keeps_the_label_of_what_it_came_from(world: World) -> None:
     """A trusted tool that is asked after the page gives what the page wanted: it cleans nothing. The rows cannot be changed."""
     look: Call = ("lookup_order", {"order": "A-1001"})

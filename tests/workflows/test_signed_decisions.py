@@ -190,6 +190,7 @@ async def test_a_decision_that_was_written_down_too_late_does_not_count(world: W
     await kept.keep(run.tenant, run.id, said(approval))
     async with world.worker():
         assert (await run.result()).status is RunStatus.EXPIRED
+        assert (await run.status()).rejected_count == 0, "it is not even read"
     assert (await world.shop_counts())["messages"] == 0
     await world.replay(run)
 
