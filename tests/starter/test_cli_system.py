@@ -142,7 +142,8 @@ async def test_a_run_is_followed_to_its_approval_and_on_to_its_end(world: World,
         assert f"approval {command[-1]} of run:{tenant}:k-1 waits for a human" in everywhere.out
         assert "nothing waits" in (await cli("pending", "--tenant", "other")).out
         answer = await cli("approve", command[-2], command[-1], "--by", "ann", "--reason", "seen")
-        assert (answer.code, answer.out) == (ExitCode.OK, f"approved {command[-1]} of run:{tenant}:k-1\n")
+        assert (answer.code, answer.out.splitlines()[0]) == (ExitCode.OK, f"approved {command[-1]} of run:{tenant}:k-1")
+        assert "it is unsigned" in answer.out
         await line_with(following, "approved by ann: seen")
         await line_with(following, "ended: completed")
         assert await following.wait() == ExitCode.OK
@@ -190,7 +191,8 @@ async def test_without_a_worker_decisions_are_kept_and_looks_say_that_nobody_ans
         _, said = await looking.communicate()
         _, refused = await raising.communicate()
     assert answer.code == ExitCode.OK
-    assert answer.json() == {"run_id": f"run:{tenant}:k-1", "approval_id": approval, "decision": "approve", "outcome": "stored"}
+    said_of_it = {"approval_id": approval, "decision": "approve", "outcome": "stored", "signed_with": None}
+    assert answer.json() == {"run_id": f"run:{tenant}:k-1", **said_of_it}
     assert (looking.returncode, raising.returncode) == (ExitCode.NO_WORKER, ExitCode.NO_WORKER)
     assert refused.decode().startswith("error: no worker")
     assert said.decode().startswith(f"error: no worker answers for run:{tenant}:k-1")

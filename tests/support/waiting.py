@@ -9,7 +9,7 @@ from durable_agents.errors import NoWorker
 
 T = TypeVar("T")
 LOOK_AGAIN = 0.03
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 async def eventually(probe: Callable[[], Awaitable[T | None]], *, within: float = PATIENCE) -> T:
