@@ -5,6 +5,7 @@ One agent per row and provider, whose model's name is the row. A loopback provid
 
 import asyncio
 import json
+import socket
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,7 +18,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from durable_agents import RunResult, RunStatus
+from durable_agents.domain.model_calls import Provider
+from starter.demo import stand_in_model
 from starter.demo.loopback import NoAnswer, serve
+from tests.support.model_attempts import write_agent
+from tests.support.scripts import turns
+from tests.support.waiting import eventually
 from tests.support.world import World, open_world, settings_for
 
 FAILURES_BEFORE_SUCCESS = 2
@@ -113,7 +119,7 @@ ROWS = [
     Row("silent", "provider_timeout", True, held=True, hang=True),
     Row("too-large", "request_too_large", False, status=413, type="request_too_large", code="request_too_large"),
 ]
-PROVIDERS = ("anthropic", "openai")
+PROVIDERS: tuple[Provider, ...] = ("anthropic", "openai")
 
 
 @dataclass(frozen=True)
@@ -284,3 +290,32 @@ def _success(wire: str, model: str) -> dict[str, object]:
     usage = {"input_tokens": 5, "output_tokens": 1, "total_tokens": 6, **details}
     return {"id": "r", "object": "response", "created_at": 1, "model": model, "status": "completed", "output": output,
             "parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "usage": usage}  # fmt: skip
+
+
+async def test_a_provider_that_cannot_be_reached_is_tried_again_and_has_cost_nothing(world: World, tmp_path: Path) -> None:
+    """No connection is the failure that certainly cost nothing: its money is free again, and the third try brings the answer."""
+    for provider in PROVIDERS:
+        write_agent(tmp_path / "agents", provider)
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        port: int = reserved.getsockname()[1]
+    settings = settings_for(world.database.app, world.settings.task_queue, f"http://127.0.0.1:{port}", tmp_path / "agents")
+
+    async def failed_twice() -> bool:
+        rows = await world.rows("select count(*) as tries from model_attempt where failure = 'unreachable'")
+        return int(rows[0]["tries"]) == FAILURES_BEFORE_SUCCESS * len(PROVIDERS)
+
+    async with (
+        open_world(world.endpoints, world.database, world.client, settings, world.model_url, world.shop_url) as away,
+        away.worker(cached=100),
+    ):
+        runs = [await away.start(agent=provider) for provider in PROVIDERS]
+        await eventually(failed_twice)
+        async with serve(stand_in_model.create_app(), port) as url:
+            (await away.http.post(f"{url}/script", json=turns("done"))).raise_for_status()
+            results = [await run.result() for run in runs]
+            bill = (await away.http.get(f"{url}/bill")).json()["requests"]
+    assert [(result.status, result.spend.unknown_micros) for result in results] == [(RunStatus.COMPLETED, 0)] * 2
+    assert len(bill) == len(PROVIDERS)
+    rows = await world.rows("select state, cost_micros > 0 as cost from model_attempt order by run_id, attempt")
+    assert [tuple(row) for row in rows] == [("released", False), ("released", False), ("settled", True)] * 2

@@ -1,6 +1,9 @@
 """Does the right model answer, and what follows when none can?"""
 
+import shutil
+from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 
 from pydantic import JsonValue
 
@@ -8,7 +11,8 @@ from durable_agents import Budget, RunStatus
 from durable_agents.domain.approvals import ApprovalKind
 from tests.support.scripts import Call, turns
 from tests.support.waiting import pending
-from tests.support.world import World
+from tests.support.world import AGENTS, World, settings_for
+from worker import open_resources
 
 ECHO: Call = ("echo", {"text": "hello"})
 BAD: JsonValue = {"status": 400, "error": {"type": "invalid_request_error"}}
@@ -45,6 +49,24 @@ async def test_a_routed_model_that_fails_gives_way_to_the_one_that_is_meant(worl
     assert result.status is RunStatus.COMPLETED
     assert await wires(world) == [("anthropic", 200), ("openai", 400), ("anthropic", 200)]
     await world.replay(run)
+
+
+async def test_the_next_model_of_the_chain_is_held_to_its_own_price(world: World, tmp_path: Path) -> None:
+    """The budget was enough for the first; the dearer one must not be asked with what is left for the cheap one."""
+    shutil.copytree(AGENTS / "clerk", tmp_path / "clerk")
+    file = tmp_path / "clerk" / "agent.yaml"
+    first, second = (f"max_tokens: 500\n    price: {{input: '{dollars}', output: '{dollars}'}}\n" for dollars in (1, 1000))
+    head, one, other = file.read_text().split("max_tokens: 500\n")
+    file.write_text(f"{head}{first}{one}{second}{other}")
+    await world.script({"steps": [BAD, {"text": "done"}], "per": "global"})
+    settings = settings_for(world.database.app, world.settings.task_queue, world.model_url, tmp_path)
+    async with open_resources(settings) as resources:
+        dear = replace(world, settings=settings, resources=resources)
+        async with dear.worker():
+            result = await (await dear.start(budget=Budget(cost_usd=Decimal("0.05")))).result()
+    assert result.status is RunStatus.BUDGET_EXHAUSTED
+    assert result.explanation.startswith("cost_usd: ")
+    assert await wires(world) == [("anthropic", 400)]
 
 
 async def test_a_refusal_ends_with_the_fixed_text_of_the_agents_file(world: World) -> None:
