@@ -196,7 +196,8 @@ async def test_without_a_worker_decisions_are_kept_and_looks_say_that_nobody_ans
     assert (looking.returncode, raising.returncode) == (ExitCode.NO_WORKER, ExitCode.NO_WORKER)
     assert refused.decode().startswith("error: no worker")
     assert said.decode().startswith(f"error: no worker answers for run:{tenant}:k-1")
-    listed = (await cli("runs", "--agent", "clerk", "--status", "waiting_approval", "--json")).json()
+    asked = ("runs", "--tenant", tenant, "--agent", "clerk", "--status", "waiting_approval", "--json")
+    listed = (await cli(*asked)).json()
     assert [(run["run"], run["waiting"]) for run in listed] == [(f"run:{tenant}:k-1", 1)]
     async with world.worker():
         assert (await cli("watch", "k-1", "--tenant", tenant, "--json")).code == ExitCode.OK
