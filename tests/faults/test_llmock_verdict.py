@@ -107,7 +107,8 @@ async def run_all(world: World, app: FastAPI, agents: Path, names: Iterable[str]
 
 
 async def _run(world: World, agent: str) -> RunResult:
-    return await (await world.start(agent=agent)).result()
+    """Each run asks in words of its own: the judge takes the same body for a retry, whoever sends it."""
+    return await (await world.start({"run": agent}, agent=agent)).result()
 
 
 def of_model(records: Iterable[RequestRecord], model: str, provider: Provider) -> list[RequestRecord]:
